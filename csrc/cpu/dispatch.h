@@ -1,0 +1,22 @@
+#pragma once
+
+#include "problem.h"
+
+namespace histloss::cpu {
+
+struct Kernels {
+  const char* simd;
+  void (*soft_histogram)(const SoftHistogram&);
+  void (*soft_histogram_backward)(const SoftHistogramBackward&);
+  void (*joint_histogram)(const JointHistogram&);
+  void (*joint_histogram_backward)(const JointHistogramBackward&);
+  void (*activation_maps)(const ActivationMaps&);
+  void (*activation_maps_backward)(const ActivationMapsBackward&);
+};
+
+// The widest kernels this processor runs, or those that HISTLOSS_SIMD names if it runs them.
+const Kernels& kernels();
+
+inline const char* simd_name() { return kernels().simd; }
+
+}  // namespace histloss::cpu

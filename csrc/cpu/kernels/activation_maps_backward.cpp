@@ -1,0 +1,44 @@
+#include "maps.h"
+
+namespace histloss::cpu::HISTLOSS_SIMD {
+namespace {
+
+template <class T>
+void read_maps(const ActivationMapsBackward& job) {
+  const Bins<T> bins(job.axis);
+  each_block<T>(job.pixels, [&](int64_t plane, int64_t offset, int64_t n) {
+    T buffer[kMapBlock], folded[kMapBlock], sign[kMapBlock], out_buffer[kMapBlock];
+    bool mirrored;
+    const int64_t at = plane * job.pixels.count + offset;
+    const T* z = load_pixels(job.x, at, n, buffer);
+    z = fold_pixels(bins.position, z, n, folded, sign, &mirrored);
+    T* const out = pixels_to_store(job.grad_x, at, out_buffer);
+    const T* const grad = static_cast<const T*>(job.grad) + plane * job.axis.bins * job.pixels.count + offset;
+    for (int64_t i = 0; i < n; i += Bins<T>::lanes) {
+      const auto pixels = bins.load_lanes(z + i, n - i);
+      const auto span = bins.span(pixels);
+      typename Bins<T>::V total{};
+      for (int64_t k = 0; k < job.axis.bins; ++k) {
+        typename Bins<T>::V slope{};
+        bool seen = false;
+        bins.each_image(k, span, [&](int64_t e) {
+          slope += bins.template activation<true>(pixels, e);
+          seen = true;
+        });
+        if (seen) total += slope * bins.load_lanes(grad + k * job.pixels.count + i, n - i);
+      }
+      bins.store_lanes(out + i, total * bins.position.inverse_width, n - i);
+    }
+    if (mirrored)
+      for (int64_t i = 0; i < n; ++i) out[i] *= sign[i];
+    store_pixels(job.grad_x, at, n, out);
+  });
+}
+
+}  // namespace
+
+void activation_maps_backward(const ActivationMapsBackward& job) {
+  job.pixels.is_double ? read_maps<double>(job) : read_maps<float>(job);
+}
+
+}  // namespace histloss::cpu::HISTLOSS_SIMD

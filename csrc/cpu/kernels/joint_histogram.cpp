@@ -1,0 +1,334 @@
+#include "cells.h"
+#include "taps.h"
+
+namespace histloss::cpu::HISTLOSS_SIMD {
+namespace {
+
+double share(const Pixels& pixels) {
+  return pixels.mass != nullptr || pixels.count == 0 ? 1.0 : 1.0 / static_cast<double>(pixels.count);
+}
+
+// ---- by tiles
+
+// The node sums of one part of a plane.
+struct TileSums {
+  float* sums;        // (tiles, 16, 16)
+  float* rounding;    // what float32 lost of each sum so far; null if every tile is written once
+  uint8_t* touched;   // (tiles)
+};
+
+// sums[row] += value. The rounding of a long sum is kept aside, so that it does not grow with the image.
+HISTLOSS_INLINE void add_row(const TileSums& out, int64_t tile, int row, F32 value) {
+  float* const sum = out.sums + tile * kTile + row * kNodes;
+  if (!out.touched[tile]) {
+    store(sum, value);
+    if (out.rounding != nullptr) store(out.rounding + tile * kTile + row * kNodes, F32{});
+    return;
+  }
+  float* const rounding = out.rounding + tile * kTile + row * kNodes;
+  const F32 before = loadf(sum), after = before + value;
+  const F32 taken = after - before;
+  store(sum, after);
+  store(rounding, loadf(rounding) + ((before - (after - taken)) + (value - taken)));
+}
+
+// sum over pixels [begin, end) of x's activations times y's, kRows rows at a time; emit(row, sum).
+template <class Emit>
+HISTLOSS_INLINE void outer_products(const Batch& x, const Batch& y, int begin, int end, const Emit& emit) {
+  for (int row = 0; row < kNodes; row += kRows) {
+    F32 sum[kRows];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) sum[r] = F32{};
+    for (int i = begin; i < end; ++i) {
+      const F32 columns = loadf(y.pi[i]);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) sum[r] += x.pi[i][row + r] * columns;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) emit(row + r, sum[r]);
+  }
+}
+
+void add_tile(const Tiles& tiles, int64_t tile, const TileOrder& order, int64_t begin, int64_t end,
+              const float* mass, const TileSums& out) {
+  const float centre_x = tiles.x.centre(tile / tiles.y.count), centre_y = tiles.y.centre(tile % tiles.y.count);
+  Batch x, y;
+  alignas(64) double total[kNodes][kNodes];  // of a tile with many pixels: float32 sums stay short
+  const bool many = end - begin > kBatch;
+  if (many) std::memset(total, 0, sizeof total);
+  for (int64_t i = begin; i < end; i += kBatch) {
+    const int n = static_cast<int>(end - i < kBatch ? end - i : kBatch);
+    activate<false>(tiles.x, centre_x, order.x() + i, n, x);
+    activate<false>(tiles.y, centre_y, order.y() + i, n, y);
+    if (mass != nullptr)
+      for (int k = 0; k < n; ++k) store(x.pi[k], loadf(x.pi[k]) * mass[order.index()[i + k]]);
+    if (many) {
+      for (int k = 0; k < n; k += kShortSum)
+        outer_products(x, y, k, n - k < kShortSum ? n : k + kShortSum,
+                       [&](int row, F32 sum) { add_wide(total[row], sum); });
+    } else {
+      outer_products(x, y, 0, n, [&](int row, F32 sum) { add_row(out, tile, row, sum); });
+    }
+  }
+  if (many)
+    for (int row = 0; row < kNodes; ++row) {
+      float sum[kNodes];
+      for (int c = 0; c < kNodes; ++c) sum[c] = static_cast<float>(total[row][c]);
+      add_row(out, tile, row, loadf(sum));
+    }
+  out.touched[tile] = 1;
+}
+
+void sum_part(const JointHistogram& job, const Tiles& tiles, TileOrder& order, int64_t first, int64_t count,
+              const TileSums& out) {
+  const Scratch<float> x_buffer(2 * kChunk), y_buffer(2 * kChunk);
+  std::memset(out.touched, 0, static_cast<std::size_t>(tiles.count));
+  for (int64_t chunk = 0; chunk < count; chunk += kChunk) {
+    const int64_t n = count - chunk < kChunk ? count - chunk : kChunk, at = first + chunk;
+    const float* x = load_pixels(job.x, at, n, x_buffer.get());
+    const float* y = load_pixels(job.y, at, n, y_buffer.get());
+    float* const no_sign = nullptr;
+    x = fold_pixels(tiles.x.position, x, n, x_buffer.get() + kChunk, no_sign, nullptr);
+    y = fold_pixels(tiles.y.position, y, n, y_buffer.get() + kChunk, no_sign, nullptr);
+    const float* mass = job.pixels.mass == nullptr ? nullptr : static_cast<const float*>(job.pixels.mass) + at;
+    order.sort(x, y, n);
+    order.each_tile(
+        [&](int64_t tile, int64_t begin, int64_t end) { add_tile(tiles, tile, order, begin, end, mass, out); });
+  }
+}
+
+// One row of tiles summed over the parts, into the first part.
+void merge_parts(const TileSums* parts, int64_t count, int64_t first_tile, int64_t tiles) {
+  for (int64_t tile = first_tile; tile < first_tile + tiles; ++tile)
+    for (int row = 0; row < kNodes; ++row) {
+      const int64_t at = tile * kTile + row * kNodes;
+      F32 sum{}, rounding{};
+      for (int64_t p = 0; p < count; ++p) {
+        if (!parts[p].touched[tile]) continue;
+        const F32 value = loadf(parts[p].sums + at), after = sum + value, taken = after - sum;
+        rounding += (sum - (after - taken)) + (value - taken);
+        if (parts[p].rounding != nullptr) rounding += loadf(parts[p].rounding + at);
+        sum = after;
+      }
+      store(parts[0].sums + at, sum + rounding);
+    }
+}
+
+// Sixteen rows of the joint histogram, from bin k on, out of the node sums of a plane: the rows are mixed,
+// turned, mixed again as columns, and turned back.
+class MixRows {
+ public:
+  MixRows(const Tiles& tiles, const Mix& mix_x, const Mix& mix_y, int64_t bins_y)
+      : nodes_y_(tiles.y.count * kNodes),
+        bins_y_(bins_y),
+        mix_x_(mix_x),
+        mix_y_(mix_y),
+        rows_(16 * nodes_y_),
+        columns_(nodes_y_ * 16) {}
+
+  void compute(const float* sums, int64_t k, int64_t count, float scale, float* out) const {
+    for (int64_t row = 0; row < 16; ++row) mix_row(sums, k + (row < count ? row : 0), rows_.get() + row * nodes_y_);
+    for (int64_t node = 0; node < nodes_y_; node += 16) {
+      F32 block[16];
+#pragma GCC unroll 16
+      for (int r = 0; r < 16; ++r) block[r] = loadf(rows_.get() + r * nodes_y_ + node);
+      transpose(block);
+#pragma GCC unroll 16
+      for (int r = 0; r < 16; ++r) store(columns_.get() + (node + r) * 16, block[r]);
+    }
+    for (int64_t l = 0; l < bins_y_; l += 16) {
+      F32 block[16];
+      for (int c = 0; c < 16; ++c) {
+        const F32 value = mix_column(l + c < bins_y_ ? l + c : l) * scale;
+        block[c] = value > 0.0f ? value : F32{};  // the mix may round below 0
+      }
+      transpose(block);
+      for (int64_t row = 0; row < count; ++row) {
+        if (bins_y_ - l >= 16)
+          store(out + row * bins_y_ + l, block[row]);
+        else
+          for (int64_t c = 0; c < bins_y_ - l; ++c) out[row * bins_y_ + l + c] = block[row][c];
+      }
+    }
+  }
+
+ private:
+  // Bin k's sums at every node of y.
+  HISTLOSS_INLINE void mix_row(const float* sums, int64_t k, float* out) const {
+    const int64_t first = mix_x_.begin[k], last = mix_x_.begin[k + 1];
+    int64_t cell = 0;  // four cells of y at a time: independent sums hide the latency of each
+    for (; (cell + 4) * kNodes <= nodes_y_; cell += 4) add_terms<4>(sums, first, last, cell, out);
+    for (; cell * kNodes < nodes_y_; ++cell) add_terms<1>(sums, first, last, cell, out);
+  }
+
+  template <int CELLS>
+  HISTLOSS_INLINE void add_terms(const float* sums, int64_t first, int64_t last, int64_t cell, float* out) const {
+    F32 total[CELLS];
+#pragma GCC unroll 4
+    for (int c = 0; c < CELLS; ++c) total[c] = F32{};
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t node = mix_x_.node[i];
+      const float* from = sums + (node / kNodes * nodes_y_ + cell * kNodes + node % kNodes) * kNodes;
+#pragma GCC unroll 4
+      for (int c = 0; c < CELLS; ++c) total[c] += mix_x_.weight[i] * loadf(from + c * kTile);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < CELLS; ++c) store(out + (cell + c) * kNodes, total[c]);
+  }
+
+  HISTLOSS_INLINE F32 mix_column(int64_t l) const {
+    F32 even{}, odd{};
+    int64_t i = mix_y_.begin[l];
+    const int64_t last = mix_y_.begin[l + 1];
+    for (; i + 1 < last; i += 2) {
+      even += mix_y_.weight[i] * loadf(columns_.get() + int64_t{mix_y_.node[i]} * 16);
+      odd += mix_y_.weight[i + 1] * loadf(columns_.get() + int64_t{mix_y_.node[i + 1]} * 16);
+    }
+    if (i < last) even += mix_y_.weight[i] * loadf(columns_.get() + int64_t{mix_y_.node[i]} * 16);
+    return even + odd;
+  }
+
+  const int64_t nodes_y_, bins_y_;
+  const Mix &mix_x_, &mix_y_;
+  Scratch<float> rows_;     // (16, nodes of y)
+  Scratch<float> columns_;  // (nodes of y, 16)
+};
+
+void joint_by_tiles(const JointHistogram& job, const Tiles& tiles) {
+  const Pixels& pixels = job.pixels;
+  const int64_t tile_bytes = tiles.count * kTile * static_cast<int64_t>(sizeof(float));
+  const int64_t most = (int64_t{32} << 20) / (2 * tile_bytes);
+  const Parts parts(pixels.count, kChunk, most < 1 ? 1 : most > 16 ? 16 : most, kChunk);
+  const bool long_sums = parts.size > kChunk;
+  const int64_t group = planes_at_once(pixels.planes, parts.count, parts.count * tile_bytes);
+  const int64_t slots = group * parts.count;
+  const Scratch<float> sums(slots * tiles.count * kTile), rounding(long_sums ? slots * tiles.count * kTile : 0);
+  const Scratch<uint8_t> touched(slots * tiles.count);
+  const Scratch<TileSums> slot(slots);
+  for (int64_t s = 0; s < slots; ++s)
+    slot[s] = {sums.get() + s * tiles.count * kTile,
+               long_sums ? rounding.get() + s * tiles.count * kTile : nullptr, touched.get() + s * tiles.count};
+
+  const int64_t kx = job.axis_x.bins, ky = job.axis_y.bins;
+  const Mix mix_x(tiles.x, Fold(tiles.x.position, tiles.x.length));
+  const Mix mix_y(tiles.y, Fold(tiles.y.position, tiles.y.length));
+  const int64_t blocks = (kx + 15) / 16;
+  for (int64_t plane0 = 0; plane0 < pixels.planes; plane0 += group) {
+    const int64_t planes = pixels.planes - plane0 < group ? pixels.planes - plane0 : group;
+    parallel_for(planes * parts.count, [&](int64_t begin, int64_t end) {
+      TileOrder order(tiles);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t plane = plane0 + task / parts.count, part = task % parts.count;
+        sum_part(job, tiles, order, plane * pixels.count + parts.begin(part), parts.length(part, pixels.count),
+                 slot[task]);
+      }
+    });
+    parallel_for(planes * tiles.x.count, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task)
+        merge_parts(slot.get() + task / tiles.x.count * parts.count, parts.count,
+                    task % tiles.x.count * tiles.y.count, tiles.y.count);
+    });
+    parallel_for(planes * blocks, [&](int64_t begin, int64_t end) {
+      const MixRows mix(tiles, mix_x, mix_y, ky);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t plane = task / blocks, k = task % blocks * 16;
+        mix.compute(slot[plane * parts.count].sums, k, kx - k < 16 ? kx - k : 16, static_cast<float>(share(pixels)),
+                    static_cast<float*>(job.joint) + ((plane0 + plane) * kx + k) * ky);
+      }
+    });
+  }
+}
+
+// ---- directly
+
+void add_pixels(const JointHistogram& job, const Taps& taps_x, const Taps& taps_y, int64_t first, int64_t count,
+                double* sums) {
+  constexpr int64_t kBlock = 1024;
+  const Scratch<double> pi_x(taps_x.stride), pi_y(taps_y.stride), buffer(5 * kBlock);
+  const Image mass = values(job.pixels.mass, job.pixels.is_double);
+  const int64_t row = taps_y.row();
+  for (int64_t block = 0; block < count; block += kBlock) {
+    const int64_t n = count - block < kBlock ? count - block : kBlock, at = first + block;
+    const double* x = load_pixels(job.x, at, n, buffer.get());
+    const double* y = load_pixels(job.y, at, n, buffer.get() + kBlock);
+    double* const no_sign = nullptr;
+    x = fold_pixels(taps_x.position, x, n, buffer.get() + 2 * kBlock, no_sign, nullptr);
+    y = fold_pixels(taps_y.position, y, n, buffer.get() + 3 * kBlock, no_sign, nullptr);
+    const double* m = mass.data == nullptr ? nullptr : load_pixels(mass, at, n, buffer.get() + 4 * kBlock);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t begin_x = taps_x.locate(x[i]), begin_y = taps_y.locate(y[i]);
+      if (begin_x < 0 || begin_y < 0) continue;
+      taps_x.evaluate<false>(x[i], begin_x, pi_x.get(), nullptr);
+      taps_y.evaluate<false>(y[i], begin_y, pi_y.get(), nullptr);
+      const double weight = m == nullptr ? 1.0 : m[i];
+      for (int64_t t = 0; t < taps_x.taps; ++t) {
+        double* const out = sums + (begin_x + t) * row + begin_y;
+        const double wx = weight * pi_x[t];
+        for (int64_t s = 0; s < taps_y.stride; s += 8) store(out + s, loadd(out + s) + wx * loadd(pi_y.get() + s));
+      }
+    }
+  }
+}
+
+template <class T>
+void fold_row(const Fold& fold_x, const Fold& fold_y, const double* parts, int64_t count, int64_t row, int64_t k,
+              double scale, double* extended, double* folded, T* out) {
+  std::memset(extended, 0, static_cast<std::size_t>(row) * sizeof(double));
+  fold_x.each(k, [&](int64_t i) {
+    for (int64_t p = 0; p < count; ++p) {
+      const double* in = parts + (p * fold_x.length + i) * row;
+      for (int64_t l = 0; l < fold_y.length; ++l) extended[l] += in[l];
+    }
+  });
+  fold_y.fold(extended, folded);
+  for (int64_t l = 0; l < fold_y.bins; ++l) out[l] = static_cast<T>(folded[l] * scale);
+}
+
+void joint_directly(const JointHistogram& job, const Taps& taps_x, const Taps& taps_y) {
+  const Pixels& pixels = job.pixels;
+  const int64_t size = taps_x.length * taps_y.row(), bytes = size * static_cast<int64_t>(sizeof(double));
+  const int64_t most = (int64_t{16} << 20) / bytes;
+  const Parts parts(pixels.count, 4096, most < 1 ? 1 : most > 8 ? 8 : most);
+  const int64_t group = planes_at_once(pixels.planes, parts.count, parts.count * bytes);
+  const Scratch<double> sums(group * parts.count * size);
+  const Fold fold_x(taps_x.position, taps_x.length), fold_y(taps_y.position, taps_y.length);
+  const int64_t row = taps_y.row();
+  const int64_t kx = job.axis_x.bins, ky = job.axis_y.bins;
+  for (int64_t plane0 = 0; plane0 < pixels.planes; plane0 += group) {
+    const int64_t planes = pixels.planes - plane0 < group ? pixels.planes - plane0 : group;
+    parallel_for(planes * parts.count, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t plane = plane0 + task / parts.count, part = task % parts.count;
+        double* mine = sums.get() + task * size;
+        std::memset(mine, 0, static_cast<std::size_t>(bytes));
+        add_pixels(job, taps_x, taps_y, plane * pixels.count + parts.begin(part),
+                   parts.length(part, pixels.count), mine);
+      }
+    });
+    parallel_for(planes * kx, [&](int64_t begin, int64_t end) {
+      const Scratch<double> extended(row), folded(ky);
+      for (int64_t task = begin; task < end; ++task) {
+        const double* plane = sums.get() + task / kx * parts.count * size;
+        const int64_t at = (plane0 * kx + task) * ky;
+        if (pixels.is_double)
+          fold_row(fold_x, fold_y, plane, parts.count, row, task % kx, share(pixels), extended.get(), folded.get(),
+                   static_cast<double*>(job.joint) + at);
+        else
+          fold_row(fold_x, fold_y, plane, parts.count, row, task % kx, share(pixels), extended.get(), folded.get(),
+                   static_cast<float*>(job.joint) + at);
+      }
+    });
+  }
+}
+
+}  // namespace
+
+void joint_histogram(const JointHistogram& job) {
+  if (tiles_pay(job.axis_x, job.axis_y, job.pixels))
+    joint_by_tiles(job, Tiles(job.axis_x, job.axis_y, *cell_basis(job.axis_x.bandwidth),
+                              *cell_basis(job.axis_y.bandwidth)));
+  else
+    joint_directly(job, Taps(job.axis_x, job.pixels.is_double), Taps(job.axis_y, job.pixels.is_double));
+}
+
+}  // namespace histloss::cpu::HISTLOSS_SIMD

@@ -1,0 +1,273 @@
+#include "cells.h"
+#include "taps.h"
+
+namespace histloss::cpu::HISTLOSS_SIMD {
+namespace {
+
+double share(const Pixels& pixels) {
+  return pixels.mass != nullptr ? 1.0 : 1.0 / static_cast<double>(pixels.count);
+}
+
+// ---- by tiles: the gradient is folded onto the nodes of every tile once, then each pixel meets 16 x 16 of it
+
+// Bins of row k to the nodes of y: (cells of y, 16).
+void fold_columns(const CellAxis& axis, const Fold& fold, const float* grad, float* extended, float* nodes) {
+  const CellBasis& basis = axis.basis;
+  fold.unfold(grad, extended);
+  const int before = basis.outer_taps / 2;
+  for (int64_t cell = 0; cell < axis.count; ++cell) {
+    const float* taps = extended + cell * basis.cell_bins;
+    F32 sum{};
+    if (basis.node_taps != 0) sum = loadf(taps + before);
+    for (int o = 0; o < before; ++o) sum += taps[o] * loadf(basis.by_tap + o * kNodes);
+    for (int o = before; o < basis.outer_taps; ++o)
+      sum += taps[o + basis.node_taps] * loadf(basis.by_tap + o * kNodes);
+    store(nodes + cell * kNodes, sum);
+  }
+}
+
+// Rows of one cell of x to its nodes: (cells of y, 16, 16).
+void fold_rows(const Tiles& tiles, const Fold& fold, int64_t cell, const float* columns, float* weight,
+               int64_t* offset, float* out) {
+  const CellBasis& basis = tiles.x.basis;
+  const int64_t row_size = tiles.y.count * kNodes, first = cell * basis.cell_bins;
+  const int before = basis.outer_taps / 2;
+  for (int r = 0; r < kNodes; ++r) {
+    int64_t terms = 0;
+    const auto add = [&](int64_t tap, float w) {
+      const int64_t k = fold.bin(first + tap);
+      if (k < 0) return;
+      offset[terms] = k * row_size;
+      weight[terms++] = w;
+    };
+    if (basis.node_taps != 0) add(before + r, 1.0f);
+    for (int o = 0; o < basis.outer_taps; ++o)
+      add(basis.outer_position(o), basis.by_tap[o * kNodes + r]);
+    for (int64_t j = 0; j < tiles.y.count; ++j) {
+      F32 sum{};
+      for (int64_t t = 0; t < terms; ++t) sum += weight[t] * loadf(columns + offset[t] + j * kNodes);
+      store(out + j * kTile + r * kNodes, sum);
+    }
+  }
+}
+
+struct Gradients {
+  float *x, *y, *mass;  // null: not wanted
+  float scale_x, scale_y;
+};
+
+// X: the gradient of x is wanted. Y: that of y or of the mass.
+template <bool X, bool Y>
+void pixels_of_tile(const Tiles& tiles, int64_t tile, const float* grad, const TileOrder& order, int64_t begin,
+                    int64_t end, const Gradients& out) {
+  const float centre_x = tiles.x.centre(tile / tiles.y.count), centre_y = tiles.y.centre(tile % tiles.y.count);
+  Batch batch_x, batch_y;
+  F32 rows[kNodes];
+#pragma GCC unroll 16
+  for (int r = 0; r < kNodes; ++r) rows[r] = loadf(grad + r * kNodes);
+  for (int64_t i = begin; i < end; i += kBatch) {
+    const int m = static_cast<int>(end - i < kBatch ? end - i : kBatch);
+    activate<X>(tiles.x, centre_x, order.x() + i, m, batch_x);
+    activate<Y>(tiles.y, centre_y, order.y() + i, m, batch_y);
+    alignas(64) float product_x[kBatch][kNodes], product_y[kBatch][kNodes];
+    for (int k = 0; k < m; ++k) {
+      F32 across_slope{}, across{};
+#pragma GCC unroll 16
+      for (int r = 0; r < kNodes; ++r) {
+        if constexpr (X) across_slope += batch_x.slope[k][r] * rows[r];
+        if constexpr (Y) across += batch_x.pi[k][r] * rows[r];
+      }
+      const F32 columns = loadf(batch_y.pi[k]);
+      if constexpr (X) store(product_x[k], across_slope * columns);
+      if constexpr (Y) {
+        store(product_y[k], across * loadf(batch_y.slope[k]));
+        if (out.mass != nullptr) store(batch_y.pi[k], across * columns);
+      }
+    }
+    const auto scatter = [&](const float (*product)[kNodes], float scale, float* to) {
+      for (int k = 0; k < m; k += 16) {
+        alignas(64) float sums[16];
+        store(sums, sum_lanes(product + k) * scale);
+        for (int lane = 0; lane < 16 && k + lane < m; ++lane) to[order.index()[i + k + lane]] = sums[lane];
+      }
+    };
+    if constexpr (X) scatter(product_x, out.scale_x, out.x);
+    if constexpr (Y) {
+      if (out.y != nullptr) scatter(product_y, out.scale_y, out.y);
+      if (out.mass != nullptr) scatter(batch_y.pi, 1.0f, out.mass);
+    }
+  }
+}
+
+void multiply(float* values, const float* by, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) values[i] *= by[i];
+}
+
+void backward_by_tiles(const JointHistogramBackward& job, const Tiles& tiles) {
+  const Pixels& pixels = job.pixels;
+  const CellAxis &ax = tiles.x, &ay = tiles.y;
+  const Fold fold_x(ax.position, ax.length), fold_y(ay.position, ay.length);
+  const int64_t kx = job.axis_x.bins, ky = job.axis_y.bins;
+  const int64_t column_size = kx * ay.count * kNodes, node_size = tiles.count * kTile;
+  const Parts parts(pixels.count, kChunk, pixels.count, kChunk);
+  const int64_t group = planes_at_once(pixels.planes, parts.count,
+                                       (column_size + node_size) * static_cast<int64_t>(sizeof(float)));
+  const Scratch<float> columns(group * column_size), nodes(group * node_size);
+  const bool to_x = job.grad_x.data != nullptr, to_y = job.grad_y.data != nullptr;
+  const bool to_mass = job.grad_mass != nullptr;
+  const double scale_x = share(pixels) * ax.basis.a / job.axis_x.width();
+  const double scale_y = share(pixels) * ay.basis.a / job.axis_y.width();
+  const auto pixels_of = to_x ? (to_y || to_mass ? pixels_of_tile<true, true> : pixels_of_tile<true, false>)
+                              : pixels_of_tile<false, true>;
+
+  for (int64_t plane0 = 0; plane0 < pixels.planes; plane0 += group) {
+    const int64_t planes = pixels.planes - plane0 < group ? pixels.planes - plane0 : group;
+    parallel_for(planes * kx, [&](int64_t begin, int64_t end) {
+      const Scratch<float> extended(ay.row());
+      for (int64_t task = begin; task < end; ++task)
+        fold_columns(ay, fold_y, static_cast<const float*>(job.grad) + (plane0 * kx + task) * ky, extended.get(),
+                     columns.get() + task * ay.count * kNodes);
+    });
+    parallel_for(planes * ax.count, [&](int64_t begin, int64_t end) {
+      const Scratch<float> weight(ax.basis.taps);
+      const Scratch<int64_t> offset(ax.basis.taps);
+      for (int64_t task = begin; task < end; ++task)
+        fold_rows(tiles, fold_x, task % ax.count, columns.get() + task / ax.count * column_size, weight.get(),
+                  offset.get(), nodes.get() + task * ay.count * kTile);
+    });
+    parallel_for(planes * parts.count, [&](int64_t begin, int64_t end) {
+      TileOrder order(tiles);
+      const Scratch<float> buffer(9 * kChunk);
+      const auto slot = [&](int i) { return buffer.get() + i * kChunk; };
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t plane = task / parts.count, part = task % parts.count;
+        const int64_t at = (plane0 + plane) * pixels.count + parts.begin(part);
+        const int64_t n = parts.length(part, pixels.count);
+        bool mirrored_x, mirrored_y;
+        const float* x = load_pixels(job.x, at, n, slot(0));
+        const float* y = load_pixels(job.y, at, n, slot(1));
+        x = fold_pixels(ax.position, x, n, slot(2), slot(3), &mirrored_x);
+        y = fold_pixels(ay.position, y, n, slot(4), slot(5), &mirrored_y);
+        Gradients out{};
+        out.scale_x = static_cast<float>(scale_x);
+        out.scale_y = static_cast<float>(scale_y);
+        if (to_x) out.x = pixels_to_store(job.grad_x, at, slot(6));
+        if (to_y) out.y = pixels_to_store(job.grad_y, at, slot(7));
+        if (to_mass) out.mass = static_cast<float*>(job.grad_mass) + at;
+        order.sort(x, y, n);
+        float* const wanted[] = {out.x, out.y, out.mass};
+        if (order.placed() < n)  // pixels without a tile have no gradient
+          for (float* const p : wanted)
+            if (p != nullptr) std::memset(p, 0, static_cast<std::size_t>(n) * sizeof(float));
+        order.each_tile([&](int64_t tile, int64_t first, int64_t last) {
+          pixels_of(tiles, tile, nodes.get() + plane * node_size + tile * kTile, order, first, last, out);
+        });
+        const float* mass = static_cast<const float*>(pixels.mass);
+        if (to_x) {
+          if (mass != nullptr) multiply(out.x, mass + at, n);
+          if (mirrored_x) multiply(out.x, slot(3), n);
+          store_pixels(job.grad_x, at, n, out.x);
+        }
+        if (to_y) {
+          if (mass != nullptr) multiply(out.y, mass + at, n);
+          if (mirrored_y) multiply(out.y, slot(5), n);
+          store_pixels(job.grad_y, at, n, out.y);
+        }
+      }
+    });
+  }
+}
+
+// ---- directly
+
+void backward_directly(const JointHistogramBackward& job, const Taps& taps_x, const Taps& taps_y) {
+  const Pixels& pixels = job.pixels;
+  const Fold fold_x(taps_x.position, taps_x.length), fold_y(taps_y.position, taps_y.length);
+  const int64_t kx = job.axis_x.bins, ky = job.axis_y.bins, row = taps_y.row(), size = taps_x.length * row;
+  constexpr int64_t kBlock = 1024;
+  const Parts parts(pixels.count, kBlock, pixels.count);
+  const int64_t group =
+      planes_at_once(pixels.planes, parts.count, size * static_cast<int64_t>(sizeof(double)));
+  const Scratch<double> extended(group * size);
+  const bool to_x = job.grad_x.data != nullptr, to_y = job.grad_y.data != nullptr;
+  const bool to_mass = job.grad_mass != nullptr;
+  const Image mass = values(pixels.mass, pixels.is_double);
+  const MutableImage grad_mass = values(job.grad_mass, pixels.is_double);
+
+  for (int64_t plane0 = 0; plane0 < pixels.planes; plane0 += group) {
+    const int64_t planes = pixels.planes - plane0 < group ? pixels.planes - plane0 : group;
+    parallel_for(planes * taps_x.length, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        double* out = extended.get() + task * row;
+        std::memset(out, 0, static_cast<std::size_t>(row) * sizeof(double));
+        const int64_t k = fold_x.bin(task % taps_x.length);
+        if (k < 0) continue;
+        const int64_t at = ((plane0 + task / taps_x.length) * kx + k) * ky;
+        if (pixels.is_double)
+          fold_y.unfold(static_cast<const double*>(job.grad) + at, out);
+        else
+          fold_y.unfold(static_cast<const float*>(job.grad) + at, out);
+      }
+    });
+    parallel_for(planes * parts.count, [&](int64_t begin, int64_t end) {
+      const Scratch<double> pi_x(taps_x.stride), slope_x(taps_x.stride), pi_y(taps_y.stride),
+          slope_y(taps_y.stride), buffer(10 * kBlock);
+      const auto slot = [&](int i) { return buffer.get() + i * kBlock; };
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t plane = task / parts.count, part = task % parts.count;
+        const double* grad = extended.get() + plane * size;
+        const int64_t at = (plane0 + plane) * pixels.count + parts.begin(part);
+        const int64_t n = parts.length(part, pixels.count);
+        bool mirrored_x, mirrored_y;
+        const double* x = load_pixels(job.x, at, n, slot(0));
+        const double* y = load_pixels(job.y, at, n, slot(1));
+        x = fold_pixels(taps_x.position, x, n, slot(2), slot(3), &mirrored_x);
+        y = fold_pixels(taps_y.position, y, n, slot(4), slot(5), &mirrored_y);
+        const double* m = mass.data == nullptr ? nullptr : load_pixels(mass, at, n, slot(6));
+        double* gx = to_x ? pixels_to_store(job.grad_x, at, slot(7)) : nullptr;
+        double* gy = to_y ? pixels_to_store(job.grad_y, at, slot(8)) : nullptr;
+        double* gm = to_mass ? pixels_to_store(grad_mass, at, slot(9)) : nullptr;
+        for (int64_t i = 0; i < n; ++i) {
+          double in_x = 0, in_y = 0, in_mass = 0;
+          const int64_t first_x = taps_x.locate(x[i]), first_y = taps_y.locate(y[i]);
+          if (first_x >= 0 && first_y >= 0) {
+            taps_x.evaluate<true>(x[i], first_x, pi_x.get(), slope_x.get());
+            taps_y.evaluate<true>(y[i], first_y, pi_y.get(), slope_y.get());
+            for (int64_t t = 0; t < taps_x.taps; ++t) {
+              const double* g = grad + (first_x + t) * row + first_y;
+              F64 along{}, along_slope{};
+              for (int64_t s = 0; s < taps_y.stride; s += 8) {
+                along += loadd(g + s) * loadd(pi_y.get() + s);
+                along_slope += loadd(g + s) * loadd(slope_y.get() + s);
+              }
+              const double total = sum(along);
+              in_x += slope_x[t] * total;
+              in_mass += pi_x[t] * total;
+              in_y += pi_x[t] * sum(along_slope);
+            }
+          }
+          const double weight = m == nullptr ? share(pixels) : m[i];
+          if (to_x) gx[i] = in_x * weight * (mirrored_x ? slot(3)[i] : 1.0);
+          if (to_y) gy[i] = in_y * weight * (mirrored_y ? slot(5)[i] : 1.0);
+          if (to_mass) gm[i] = in_mass;
+        }
+        if (to_x) store_pixels(job.grad_x, at, n, gx);
+        if (to_y) store_pixels(job.grad_y, at, n, gy);
+        if (to_mass) store_pixels(grad_mass, at, n, gm);
+      }
+    });
+  }
+}
+
+}  // namespace
+
+void joint_histogram_backward(const JointHistogramBackward& job) {
+  if (job.pixels.count == 0) return;
+  if (tiles_pay(job.axis_x, job.axis_y, job.pixels))
+    backward_by_tiles(job, Tiles(job.axis_x, job.axis_y, *cell_basis(job.axis_x.bandwidth),
+                                 *cell_basis(job.axis_y.bandwidth)));
+  else
+    backward_directly(job, Taps(job.axis_x, job.pixels.is_double), Taps(job.axis_y, job.pixels.is_double));
+}
+
+}  // namespace histloss::cpu::HISTLOSS_SIMD

@@ -1,0 +1,185 @@
+// 64-byte vectors in the compiler's own vector types: one source for AVX-512, AVX2, SSE2 and NEON.
+//
+// Files beside this one are compiled once for each level. They define nothing with external linkage but their
+// entry point, and use no library templates: the linker must never pick AVX code for a plain caller.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define HISTLOSS_INLINE inline __attribute__((always_inline))
+
+namespace histloss::cpu {
+namespace {
+
+using F32 = float __attribute__((vector_size(64)));
+using I32 = int32_t __attribute__((vector_size(64)));
+using F64 = double __attribute__((vector_size(64)));
+using I64 = int64_t __attribute__((vector_size(64)));
+using F32x8 = float __attribute__((vector_size(32)));
+
+// The vector of a scalar type, and the integers of the same size that its comparisons give.
+template <class T>
+struct Simd;
+template <>
+struct Simd<float> {
+  using Vector = F32;
+  using Integers = I32;
+  using Integer = int32_t;
+  static constexpr int lanes = 16;
+  static constexpr int mantissa = 23, exponent_bias = 127;
+  static constexpr float ln2_high = 0.693145752f, ln2_low = 1.42860677e-6f;
+  static constexpr int exp_terms = 7;
+};
+template <>
+struct Simd<double> {
+  using Vector = F64;
+  using Integers = I64;
+  using Integer = int64_t;
+  static constexpr int lanes = 8;
+  static constexpr int mantissa = 52, exponent_bias = 1023;
+  static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
+  static constexpr int exp_terms = 13;
+};
+
+template <class V, class T>
+HISTLOSS_INLINE V load(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class V, class T>
+HISTLOSS_INLINE void store(T* p, V v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+HISTLOSS_INLINE F32 loadf(const float* p) { return load<F32>(p); }
+HISTLOSS_INLINE F64 loadd(const double* p) { return load<F64>(p); }
+
+HISTLOSS_INLINE F64 low_half(F32 v) {
+  return __builtin_convertvector(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), F64);
+}
+HISTLOSS_INLINE F64 high_half(F32 v) {
+  return __builtin_convertvector(__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15), F64);
+}
+
+// sums[0..15] += v, in float64.
+HISTLOSS_INLINE void add_wide(double* sums, F32 v) {
+  store(sums, loadd(sums) + low_half(v));
+  store(sums + 8, loadd(sums + 8) + high_half(v));
+}
+
+template <class V>
+HISTLOSS_INLINE V minimum(V a, V b) {
+  return a < b ? a : b;
+}
+template <class V>
+HISTLOSS_INLINE V maximum(V a, V b) {
+  return a > b ? a : b;
+}
+
+template <class T>
+HISTLOSS_INLINE bool any(T mask) {
+  constexpr int n = sizeof(T) / sizeof(int64_t);
+  int64_t bits[n], all = 0;
+  std::memcpy(bits, &mask, sizeof mask);
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) all |= bits[i];
+  return all != 0;
+}
+
+// 1 / x, to the last bit or two.
+HISTLOSS_INLINE F32 reciprocal(F32 x) {
+#if defined(__AVX512F__)
+  const F32 r = reinterpret_cast<F32>(_mm512_maskz_rcp14_ps(0xffff, reinterpret_cast<__m512>(x)));
+  return r * (2.0f - x * r);
+#else
+  return 1.0f / x;
+#endif
+}
+
+// e^(scale x), where scale is given in two parts so that the product is not rounded before its exponential
+// is taken. |scale x| must stay below 87 (float) or 708 (double).
+template <class T>
+HISTLOSS_INLINE typename Simd<T>::Vector exp_scaled(typename Simd<T>::Vector x, T scale, T scale_low) {
+  using S = Simd<T>;
+  using V = typename S::Vector;
+  constexpr T round = T(3) * (typename S::Integer{1} << (S::mantissa - 1));  // pushes the fraction out
+  const T log2e_scaled = scale * T(1.4426950408889634);
+  const V shifted = x * log2e_scaled + round;
+  const V n = shifted - round;
+  V r = x * scale - n * S::ln2_high;
+  r = r - n * S::ln2_low;
+  r = r + x * scale_low;
+  constexpr T inverse_factorial[] = {1,
+                                     1,
+                                     T(1) / 2,
+                                     T(1) / 6,
+                                     T(1) / 24,
+                                     T(1) / 120,
+                                     T(1) / 720,
+                                     T(1) / 5040,
+                                     T(1) / 40320,
+                                     T(1) / 362880,
+                                     T(1) / 3628800,
+                                     T(1) / 39916800,
+                                     T(1) / 479001600,
+                                     T(1) / 6227020800};
+  V e = V{} + inverse_factorial[S::exp_terms - 1];
+#pragma GCC unroll 16
+  for (int i = S::exp_terms - 2; i >= 0; --i) e = e * r + inverse_factorial[i];
+  const auto exponent = reinterpret_cast<typename S::Integers>(shifted) << S::mantissa;
+  return reinterpret_cast<V>(reinterpret_cast<typename S::Integers>(e) + exponent);
+}
+
+HISTLOSS_INLINE double sum(F64 v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+
+// Rows to columns, in place, by four perfect shuffles.
+HISTLOSS_INLINE void transpose(F32 (&m)[16]) {
+#pragma GCC unroll 4
+  for (int stage = 0; stage < 4; ++stage) {
+    F32 t[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      t[2 * i] =
+          __builtin_shufflevector(m[i], m[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      t[2 * i + 1] =
+          __builtin_shufflevector(m[i], m[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) m[i] = t[i];
+  }
+}
+
+// The sums of sixteen vectors, as one vector.
+HISTLOSS_INLINE F32 sum_lanes(const float (*rows)[16]) {
+  F32 a[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const F32 x = loadf(rows[i]), y = loadf(rows[i + 8]);
+    a[i] = __builtin_shufflevector(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           __builtin_shufflevector(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  }
+  F32 b[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+    b[i] = __builtin_shufflevector(a[i], a[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+           __builtin_shufflevector(a[i], a[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+  F32 c[2];
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i)
+    c[i] = __builtin_shufflevector(b[i], b[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+           __builtin_shufflevector(b[i], b[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  // lanes now run 0, 2 | 4, 6 | 8, 10 | 12, 14 of c[0]'s rows, interleaved with the odd ones below
+  return __builtin_shufflevector(c[0], c[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+         __builtin_shufflevector(c[0], c[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+}
+
+}  // namespace
+}  // namespace histloss::cpu

@@ -1,0 +1,48 @@
+// The op schemas, and the Python module whose import loads this library.
+//
+// Images come as planes: x (P, N) is P = B C channels of N pixels. mass (P, N) is each pixel's share of the
+// whole, or nothing for 1 / N. An axis is (bins K, lo, hi, bandwidth in bin widths, boundary code), where the
+// code indexes binning.py's BOUNDARIES. A gradient that is not needed comes back with no elements.
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/dispatch.h"
+
+STABLE_TORCH_LIBRARY(histloss, m) {
+  m.def(
+      "activation_maps(Tensor x, int bins, float lo, float hi, float bandwidth, int boundary) -> Tensor");
+  m.def(
+      "activation_maps_backward(Tensor grad, Tensor x, int bins, float lo, float hi, float bandwidth, "
+      "int boundary) -> Tensor");
+  m.def(
+      "soft_histogram(Tensor x, Tensor? mass, int bins, float lo, float hi, float bandwidth, "
+      "int boundary) -> Tensor");
+  m.def(
+      "soft_histogram_backward(Tensor grad, Tensor x, Tensor? mass, int bins, float lo, float hi, "
+      "float bandwidth, int boundary, bool need_x, bool need_mass) -> (Tensor, Tensor)");
+  m.def(
+      "joint_histogram(Tensor x, Tensor y, Tensor? mass, "
+      "int bins_x, float lo_x, float hi_x, float bandwidth_x, int boundary_x, "
+      "int bins_y, float lo_y, float hi_y, float bandwidth_y, int boundary_y) -> Tensor");
+  m.def(
+      "joint_histogram_backward(Tensor grad, Tensor x, Tensor y, Tensor? mass, "
+      "int bins_x, float lo_x, float hi_x, float bandwidth_x, int boundary_x, "
+      "int bins_y, float lo_y, float hi_y, float bandwidth_y, int boundary_y, "
+      "bool need_x, bool need_y, bool need_mass) -> (Tensor, Tensor, Tensor)");
+}
+
+extern "C" {
+static PyModuleDef histloss_module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+
+PyMODINIT_FUNC PyInit__C(void) {
+  PyObject* module = PyModule_Create(&histloss_module);
+  if (module == nullptr) return nullptr;
+  if (PyModule_AddStringConstant(module, "simd", histloss::cpu::simd_name()) < 0 ||
+      PyModule_AddStringConstant(module, "compiler", __VERSION__) < 0) {
+    Py_DECREF(module);
+    return nullptr;
+  }
+  return module;
+}
+}
