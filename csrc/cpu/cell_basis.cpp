@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "../bin_kernel.h"
@@ -49,43 +50,46 @@ struct Layout {
   double half_span;  // of the nodes, in bins
 };
 
-// Cells as wide as sixteen evenly spaced nodes carry to 1e-7 in value and 2e-6 in slope, relative to the
-// largest, with coefficients that do not amplify float32's rounding. Narrow kernels have a node on every bin.
-Layout layout(double bandwidth) {
-  const double on_bins = (kNodes - 1) / 2.0;
+constexpr double kNarrowest = 0.2;    // narrower kernels leave float32's range within a cell
+constexpr double kWidest = 64;        // wider ones have more taps than they save work
+constexpr double kNodesOnBins = 1.5;  // up to here a node on every bin
+constexpr double kEightNodes = 0.5;   // wider ones need more than eight nodes
+
+// Cells as wide as the evenly spaced nodes carry to 1e-7 in value and 2e-6 in slope, relative to the largest,
+// with coefficients that do not amplify float32's rounding.
+Layout layout(double bandwidth, int nodes) {
+  const double on_bins = (nodes - 1) / 2.0;
+  if (nodes == 8) return {2, on_bins};
   if (bandwidth <= 0.5) return {10, on_bins};
-  if (bandwidth <= 1.5) return {8, on_bins};
+  if (bandwidth <= kNodesOnBins) return {8, on_bins};
   const int cell_bins = static_cast<int>(4.5 * bandwidth);
   return {cell_bins, cell_bins / 2.0 + 2 * bandwidth};
 }
 
 struct OwnedBasis : CellBasis {
-  std::vector<float> tap_storage, node_storage;
+  std::vector<float> storage;
 };
 
-constexpr double kNarrowest = 0.2;   // narrower kernels leave float32's range within a cell
-constexpr double kWidest = 64;       // wider ones have more taps than they save work
 constexpr int kSamples = 200;
 constexpr double kRidge = 1e-8;      // keeps coefficients small where nodes nearly coincide
 
-std::unique_ptr<OwnedBasis> fit(double bandwidth) {
+std::unique_ptr<OwnedBasis> fit(double bandwidth, int nodes) {
   auto basis = std::make_unique<OwnedBasis>();
   const KernelConstants k = kernel_constants(bandwidth);
-  const Layout cell = layout(bandwidth);
-  const bool nodes_on_bins = bandwidth <= 1.5;
+  const Layout cell = layout(bandwidth, nodes);
   basis->cell_bins = cell.cell_bins;
   basis->radius = static_cast<int>(kernel_radius(bandwidth, false));
   basis->taps = cell.cell_bins + 2 * basis->radius;
-  basis->node_taps = nodes_on_bins ? kNodes : 0;
+  basis->nodes = nodes;
+  basis->node_taps = bandwidth <= kNodesOnBins ? nodes : 0;
   basis->outer_taps = basis->taps - basis->node_taps;
-  basis->outer_stride = (basis->outer_taps + 15) / 16 * 16;
   basis->coth = static_cast<float>(k.coth);
   basis->a = static_cast<float>(k.a);
   basis->a_low = static_cast<float>(k.a - static_cast<double>(basis->a));
 
-  std::vector<double> node(kNodes);
-  for (int r = 0; r < kNodes; ++r) {
-    node[r] = cell.half_span * (2.0 * r / (kNodes - 1) - 1);
+  std::vector<double> node(16);
+  for (int r = 0; r < 16; ++r) {
+    node[r] = cell.half_span * (2.0 * (r % nodes) / (nodes - 1) - 1);
     basis->p[r] = static_cast<float>(std::exp(-k.a * node[r] - k.log_2sinh));
     basis->n[r] = static_cast<float>(std::exp(k.a * node[r] - k.log_2sinh));
   }
@@ -104,7 +108,7 @@ std::unique_ptr<OwnedBasis> fit(double bandwidth) {
   }
   // Rows: values at the samples, slopes at the samples, the ridge.
   const auto column = [&](double centre) {
-    std::vector<double> c(2 * kSamples + kNodes, 0.0);
+    std::vector<double> c(2 * kSamples + nodes, 0.0);
     for (int i = 0; i < kSamples; ++i) {
       const double t = cell.cell_bins / 2.0 * std::cos(3.14159265358979323846 * (i + 0.5) / kSamples);
       c[i] = pi(t - centre, slope) / largest;
@@ -113,7 +117,7 @@ std::unique_ptr<OwnedBasis> fit(double bandwidth) {
     return c;
   };
   Matrix a, b;
-  for (int r = 0; r < kNodes; ++r) {
+  for (int r = 0; r < nodes; ++r) {
     a.push_back(column(node[r]));
     a.back()[2 * kSamples + r] = kRidge;
   }
@@ -121,27 +125,22 @@ std::unique_ptr<OwnedBasis> fit(double bandwidth) {
     b.push_back(column(basis->outer_position(o) - basis->radius + 0.5 - cell.cell_bins / 2.0));
   least_squares(a, b);
 
-  basis->tap_storage.resize(static_cast<std::size_t>(basis->outer_taps) * kNodes);
-  basis->node_storage.assign(static_cast<std::size_t>(basis->outer_stride) * kNodes, 0.0f);
-  for (int o = 0; o < basis->outer_taps; ++o)
-    for (int r = 0; r < kNodes; ++r) {
-      basis->tap_storage[o * kNodes + r] = static_cast<float>(b[o][r]);
-      basis->node_storage[r * basis->outer_stride + o] = static_cast<float>(b[o][r]);
-    }
-  basis->by_tap = basis->tap_storage.data();
-  basis->by_node = basis->node_storage.data();
+  for (const std::vector<double>& tap : b)
+    for (int r = 0; r < nodes; ++r) basis->storage.push_back(static_cast<float>(tap[r]));
+  basis->mix = basis->storage.data();
   return basis;
 }
 
 }  // namespace
 
-const CellBasis* cell_basis(double bandwidth) {
-  if (bandwidth < kNarrowest || bandwidth > kWidest) return nullptr;
+const CellBasis* cell_basis(double bandwidth, int nodes) {
+  if (bandwidth < kNarrowest || bandwidth > (nodes == 8 ? kEightNodes : kWidest)) return nullptr;
   static std::mutex mutex;
-  static auto* known = new std::map<double, std::unique_ptr<OwnedBasis>>;  // outlives static destruction
+  using Known = std::map<std::pair<double, int>, std::unique_ptr<OwnedBasis>>;
+  static auto* known = new Known;  // outlives static destruction
   const std::lock_guard<std::mutex> lock(mutex);
-  std::unique_ptr<OwnedBasis>& basis = (*known)[bandwidth];
-  if (basis == nullptr) basis = fit(bandwidth);
+  std::unique_ptr<OwnedBasis>& basis = (*known)[{bandwidth, nodes}];
+  if (basis == nullptr) basis = fit(bandwidth, nodes);
   return basis.get();
 }
 

@@ -1,5 +1,5 @@
-// Joint histograms, float32: pixels are counting-sorted into tiles, a cell of x by a cell of y, and a tile's
-// 16 x 16 node sums stay in registers while its pixels pass. See ../cell_basis.h for what nodes are.
+// Joint histograms, float32: pixels are counting-sorted into tiles, a cell of x by a cell of y, and what a tile
+// holds at its nodes stays in registers while its pixels pass. See ../cell_basis.h for what nodes are.
 #pragma once
 
 #include "../cell_basis.h"
@@ -10,17 +10,8 @@ namespace {
 
 constexpr int64_t kChunk = 32768;  // pixels sorted at a time; their numbers fit in 16 bits
 constexpr int kBatch = 64;         // pixels whose activations are kept at a time
-constexpr int kShortSum = 32;      // pixels added up in float32 before the sum moves on to float64
+constexpr int kNodes = 16;         // of an axis; rows of a gradient's tiles may have 8
 constexpr int kTile = kNodes * kNodes;
-
-// Node rows that fit in registers beside a pixel's columns.
-#if defined(__AVX512F__)
-constexpr int kRows = 16;
-#elif defined(__AVX2__)
-constexpr int kRows = 4;
-#else
-constexpr int kRows = 2;
-#endif
 
 struct CellAxis {
   Position<float> position;
@@ -34,19 +25,22 @@ struct CellAxis {
   }
 
   // An extended row, with room for the vectors that begin at its last taps.
-  int64_t row() const { return length + basis.outer_stride + kNodes; }
+  int64_t row() const { return length + kNodes; }
 
-  // The cell of z; lanes that are none compare false.
-  HISTLOSS_INLINE I32 locate(F32 z, F32& cell) const {
+  // The cell of z, 0 where there is none.
+  HISTLOSS_INLINE I32 locate(F32 z, I32& valid) const {
     const F32 f = (position.coarse(z) + static_cast<float>(position.margin)) *
                   (1.0f / static_cast<float>(basis.cell_bins));
-    cell = f;
-    return (f >= 0.0f) & (f < static_cast<float>(count));
+    valid = (f >= 0.0f) & (f < static_cast<float>(count));
+    return __builtin_convertvector(valid ? f : F32{}, I32);
   }
 
-  float centre(int64_t cell) const {
-    return (static_cast<float>(cell) + 0.5f) * static_cast<float>(basis.cell_bins) -
-           static_cast<float>(position.margin);
+  // z's distance in bins from the centre of its cell.
+  HISTLOSS_INLINE F32 offset(F32 z) const {
+    I32 valid;
+    const F32 cell = __builtin_convertvector(locate(z, valid), F32);
+    return position.distance(
+        z, (cell + 0.5f) * static_cast<float>(basis.cell_bins) - static_cast<float>(position.margin));
   }
 };
 
@@ -65,8 +59,7 @@ class TileOrder {
       : tiles_(tiles),
         key_(kChunk),
         end_(kStreams * (tiles.count + 1)),
-        x_(kChunk + kBatch),
-        y_(kChunk + kBatch),
+        pairs_(2 * (kChunk + kBatch)),
         index_(kChunk + kBatch) {}
 
   // Four streams, a quarter of the pixels each: neighbouring pixels often share a tile, and counting them one
@@ -89,37 +82,55 @@ class TileOrder {
         count[s][t] = total;
         total += here;
       }
-    float *const sorted_x = x_.get(), *const sorted_y = y_.get();
+    float* const pairs = pairs_.get();
     uint16_t* const index = index_.get();
     const auto put = [&](int s, int64_t i) {
-      const uint32_t to = count[s][key[i]]++;
-      sorted_x[to] = x[i];
-      sorted_y[to] = y[i];
+      const int64_t to = count[s][key[i]]++;
+      pairs[2 * to] = x[i];
+      pairs[2 * to + 1] = y[i];
       index[to] = static_cast<uint16_t>(i);
     };
     for (int64_t i = 0; i < quarter; ++i)
       for (int s = 0; s < kStreams; ++s) put(s, i + s * quarter);
     for (int64_t i = kStreams * quarter; i < n; ++i) put(kStreams - 1, i);
     for (int64_t i = n; i < n + kBatch; ++i) {  // batches read whole vectors
-      sorted_x[i] = sorted_y[i] = tiles_.x.position.lo;
+      pairs[2 * i] = tiles_.x.position.lo;
+      pairs[2 * i + 1] = tiles_.y.position.lo;
       index[i] = 0;
     }
   }
 
-  // visit(tile, pixels' places in the order [begin, end)) for every tile that has pixels.
+  // Where tile t's pixels end, and where they begin.
+  int64_t end(int64_t tile) const { return end_[(kStreams - 1) * (tiles_.count + 1) + tile]; }
+  int64_t begin(int64_t tile) const { return tile == 0 ? 0 : end(tile - 1); }
+  int64_t placed() const { return end(tiles_.count - 1); }
+
+  // Where a batch that begins at `first` ends: with a tile, unless that tile alone is longer than a batch.
+  int64_t batch_end(int64_t first, int64_t tile) const {
+    int64_t last = first;
+    for (; tile < tiles_.count && end(tile) <= first + kBatch; ++tile) last = end(tile);
+    if (last > first) return last;
+    return first + kBatch < placed() ? first + kBatch : placed();
+  }
+
+  // visit(tile, first, last) for every run of one tile's pixels in [first, last); tile, 0 at first, remembers
+  // where the last call ended.
   template <class Visit>
-  HISTLOSS_INLINE void each_tile(const Visit& visit) const {
-    int64_t begin = 0;
-    for (int64_t tile = 0; tile < tiles_.count; ++tile) {
-      const int64_t end = end_[(kStreams - 1) * (tiles_.count + 1) + tile];
-      if (end > begin) visit(tile, begin, end);
-      begin = end;
+  HISTLOSS_INLINE void runs(int64_t first, int64_t last, int64_t& tile, const Visit& visit) const {
+    while (first < last) {
+      while (end(tile) <= first) ++tile;
+      const int64_t until = end(tile) < last ? end(tile) : last;
+      visit(tile, first, until);
+      first = until;
     }
   }
 
-  int64_t placed() const { return end_[(kStreams - 1) * (tiles_.count + 1) + tiles_.count - 1]; }
-  const float* x() const { return x_.get(); }
-  const float* y() const { return y_.get(); }
+  // Sixteen pixels' values of x and y from place i on, and the numbers that the pixels have in their chunk.
+  HISTLOSS_INLINE void pixels(int64_t i, F32& x, F32& y) const {
+    const F32 a = loadf(pairs_.get() + 2 * i), b = loadf(pairs_.get() + 2 * i + 16);
+    x = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    y = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  }
   const uint16_t* index() const { return index_.get(); }
 
  private:
@@ -128,12 +139,10 @@ class TileOrder {
   void find_tiles(const float* x, const float* y, int64_t n) {
     const int32_t columns = static_cast<int32_t>(tiles_.y.count), none = static_cast<int32_t>(tiles_.count);
     for (int64_t i = 0; i < n; i += 16) {
-      F32 cell_x, cell_y;
-      const I32 valid =
-          tiles_.x.locate(load_lanes(x + i, n - i), cell_x) & tiles_.y.locate(load_lanes(y + i, n - i), cell_y);
-      const I32 ix = __builtin_convertvector(valid ? cell_x : F32{}, I32);
-      const I32 iy = __builtin_convertvector(valid ? cell_y : F32{}, I32);
-      store(key_.get() + i, valid ? ix * columns + iy : I32{} + none);
+      I32 valid_x, valid_y;
+      const I32 cell_x = tiles_.x.locate(load_lanes(x + i, n - i), valid_x);
+      const I32 cell_y = tiles_.y.locate(load_lanes(y + i, n - i), valid_y);
+      store(key_.get() + i, valid_x & valid_y ? cell_x * columns + cell_y : splat<I32>(none));
     }
   }
 
@@ -146,52 +155,97 @@ class TileOrder {
 
   const Tiles& tiles_;
   Scratch<uint32_t> key_, end_;
-  Scratch<float> x_, y_;
+  Scratch<float> pairs_;
   Scratch<uint16_t> index_;
 };
 
-// A batch's activations at the nodes of its cell, and their slopes but for the factor a.
+// A batch's activations at the nodes of its cell, pixel by pixel, and their slopes but for the factor a.
+// The gaps keep the arrays from lying whole pages apart, where loads would wait for stores they do not meet.
 struct Batch {
-  alignas(64) float pi[kBatch][kNodes];
-  alignas(64) float slope[kBatch][kNodes];
+  alignas(64) float pi[kBatch * kNodes + 256];
+  alignas(64) float slope[kBatch * kNodes + 256];
 };
 
+// Of one or two pixels, whose e^(a t) and e^(-a t) the lanes of e and inverse hold.
 template <bool SLOPE>
-HISTLOSS_INLINE void activate(const CellAxis& axis, float centre, const float* z, int n, Batch& out) {
+HISTLOSS_INLINE void activate_nodes(const CellBasis& basis, F32 e, F32 inverse, float* pi_out, float* slope_out) {
+  const F32 p = e * loadf(basis.p), n = inverse * loadf(basis.n);
+  const F32 pi = reciprocal(splat<F32>(basis.coth) + p + n);
+  store(pi_out, pi);
+  if constexpr (SLOPE) store(slope_out, pi * pi * (n - p));
+}
+
+template <int I>
+HISTLOSS_INLINE F32 two_lanes(F32 v) {
+  constexpr int a = 2 * I, b = 2 * I + 1;
+  return __builtin_shufflevector(v, v, a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b);
+}
+
+// Of sixteen pixels z.
+template <int NODES, bool SLOPE>
+HISTLOSS_INLINE void activate(const CellAxis& axis, F32 z, float* pi, float* slope) {
   const CellBasis& basis = axis.basis;
-  const F32 p_nodes = loadf(basis.p), n_nodes = loadf(basis.n), coth = F32{} + basis.coth;
-  for (int i = 0; i < n; i += 16) {
-    alignas(64) float e[16], inverse[16];
-    const F32 t = axis.position.distance(loadf(z + i), F32{} + centre);
-    const F32 up = exp_scaled<float>(t, basis.a, basis.a_low);
-    store(e, up);
-    store(inverse, reciprocal(up));
+  const F32 e = exp_scaled<float>(axis.offset(z), basis.a, basis.a_low), inverse = reciprocal(e);
+  if constexpr (NODES == 8) {
+    activate_nodes<SLOPE>(basis, two_lanes<0>(e), two_lanes<0>(inverse), pi, slope);
+    activate_nodes<SLOPE>(basis, two_lanes<1>(e), two_lanes<1>(inverse), pi + 16, slope + 16);
+    activate_nodes<SLOPE>(basis, two_lanes<2>(e), two_lanes<2>(inverse), pi + 32, slope + 32);
+    activate_nodes<SLOPE>(basis, two_lanes<3>(e), two_lanes<3>(inverse), pi + 48, slope + 48);
+    activate_nodes<SLOPE>(basis, two_lanes<4>(e), two_lanes<4>(inverse), pi + 64, slope + 64);
+    activate_nodes<SLOPE>(basis, two_lanes<5>(e), two_lanes<5>(inverse), pi + 80, slope + 80);
+    activate_nodes<SLOPE>(basis, two_lanes<6>(e), two_lanes<6>(inverse), pi + 96, slope + 96);
+    activate_nodes<SLOPE>(basis, two_lanes<7>(e), two_lanes<7>(inverse), pi + 112, slope + 112);
+  } else {
+    alignas(64) float lane[16], inverse_lane[16];
+    store(lane, e);
+    store(inverse_lane, inverse);
 #pragma GCC unroll 4
-    for (int k = 0; k < 16; ++k) {
-      const F32 p = e[k] * p_nodes, m = inverse[k] * n_nodes;
-      const F32 pi = reciprocal(coth + p + m);
-      store(out.pi[i + k], pi);
-      if constexpr (SLOPE) store(out.slope[i + k], pi * pi * (m - p));
-    }
+    for (int k = 0; k < 16; ++k)
+      activate_nodes<SLOPE>(basis, splat<F32>(lane[k]), splat<F32>(inverse_lane[k]), pi + k * 16, slope + k * 16);
   }
 }
 
-// Whether the plane has the pixels to pay for its tiles.
-HISTLOSS_INLINE bool tiles_pay(const Axis& x, const Axis& y, const Pixels& pixels) {
-  if (pixels.is_double) return false;
-  const CellBasis *bx = cell_basis(x.bandwidth), *by = cell_basis(y.bandwidth);
-  if (bx == nullptr || by == nullptr) return false;
-  const Tiles tiles(x, y, *bx, *by);
-  const int64_t taps = int64_t{4} * bx->radius * by->radius;  // of a pixel, by the direct method
-  return tiles.count < (int64_t{1} << 24) && pixels.count * taps >= tiles.count * 1024;
+// Whether a plane has the pixels to pay for tiles that hold `size` numbers each.
+HISTLOSS_INLINE bool tiles_pay(const Tiles& tiles, int64_t size, const Pixels& pixels) {
+  const int64_t taps = int64_t{4} * tiles.x.basis.radius * tiles.y.basis.radius;  // a pixel's, done directly
+  return tiles.count < (int64_t{1} << 24) && pixels.count * taps >= 4 * tiles.count * size;
 }
 
-// The mix along one axis: bin k's sum is that of weight[i] times the sum at node[i], i in [begin[k],
-// begin[k + 1]), a cell's nodes numbered cell * 16 + r.
+// out[c] = the sum of weight[i] times vector from[offset[i] + c step], c in [0, count). Four at a time:
+// independent sums hide the latency of each.
+template <int AT_ONCE>
+HISTLOSS_INLINE void combine_some(const float* from, int64_t step, const int64_t* offset, const float* weight,
+                                  int64_t terms, float* out, int64_t out_step) {
+  F32 sum[AT_ONCE];
+#pragma GCC unroll 4
+  for (int c = 0; c < AT_ONCE; ++c) sum[c] = F32{};
+  for (int64_t i = 0; i < terms; ++i) {
+    const float* const vector = from + offset[i];
+#pragma GCC unroll 4
+    for (int c = 0; c < AT_ONCE; ++c) sum[c] += weight[i] * loadf(vector + c * step);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < AT_ONCE; ++c) store(out + c * out_step, sum[c]);
+}
+
+HISTLOSS_INLINE void combine(const float* from, int64_t step, const int64_t* offset, const float* weight,
+                             int64_t terms, int64_t count, float* out, int64_t out_step) {
+  int64_t c = 0;
+  for (; c + 4 <= count; c += 4)
+    combine_some<4>(from + c * step, step, offset, weight, terms, out + c * out_step, out_step);
+  for (; c < count; ++c)
+    combine_some<1>(from + c * step, step, offset, weight, terms, out + c * out_step, out_step);
+}
+
+// The mix along one axis: bin k's sums are those of weight[i] times the vectors at offset[i], i in [begin[k],
+// begin[k + 1]), where node r of a cell lies at cell * cell_step + r * 16.
 class Mix {
  public:
-  Mix(const CellAxis& axis, const Fold& fold)
-      : begin(fold.bins + 1), node(capacity(axis, fold)), weight(capacity(axis, fold)) {
+  Mix(const CellAxis& axis, const Fold& fold, int64_t cell_step)
+      : cell_step_(cell_step),
+        begin(fold.bins + 1),
+        offset(capacity(axis, fold)),
+        weight(capacity(axis, fold)) {
     int64_t terms = 0;
     for (int64_t k = 0; k < fold.bins; ++k) {
       begin[k] = terms;
@@ -200,13 +254,16 @@ class Mix {
     begin[fold.bins] = terms;
   }
 
-  Scratch<int64_t> begin;
-  Scratch<int32_t> node;
-  Scratch<float> weight;
+ private:
+  const int64_t cell_step_;
+
+ public:
+  const Scratch<int64_t> begin, offset;
+  const Scratch<float> weight;
 
  private:
   static int64_t capacity(const CellAxis& axis, const Fold& fold) {
-    return fold.length * kNodes * ((axis.basis.taps + axis.basis.cell_bins - 1) / axis.basis.cell_bins);
+    return fold.length * axis.basis.nodes * ((axis.basis.taps + axis.basis.cell_bins - 1) / axis.basis.cell_bins);
   }
 
   // The terms of index i of the extended range.
@@ -217,17 +274,16 @@ class Mix {
       const int64_t tap = i - cell * basis.cell_bins;
       if (tap >= basis.taps) break;
       if (tap >= before && tap < before + basis.node_taps) {
-        add_term(cell * kNodes + tap - before, 1.0f, terms);
+        add_term(cell, tap - before, 1.0f, terms);
       } else {
         const int64_t outer = tap < before ? tap : tap - basis.node_taps;
-        for (int r = 0; r < kNodes; ++r)
-          add_term(cell * kNodes + r, basis.by_tap[outer * kNodes + r], terms);
+        for (int r = 0; r < basis.nodes; ++r) add_term(cell, r, basis.mix[outer * basis.nodes + r], terms);
       }
     }
   }
 
-  void add_term(int64_t from, float w, int64_t& terms) {
-    node[terms] = static_cast<int32_t>(from);
+  void add_term(int64_t cell, int64_t node, float w, int64_t& terms) {
+    offset[terms] = cell * cell_step_ + node * kNodes;
     weight[terms++] = w;
   }
 };

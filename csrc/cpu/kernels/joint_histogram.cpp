@@ -4,6 +4,15 @@
 namespace histloss::cpu::HISTLOSS_SIMD {
 namespace {
 
+// Node rows that fit in registers beside a pixel's columns.
+#if defined(__AVX512F__)
+constexpr int kRows = 16;
+#elif defined(__AVX2__)
+constexpr int kRows = 4;
+#else
+constexpr int kRows = 2;
+#endif
+
 double share(const Pixels& pixels) {
   return pixels.mass != nullptr || pixels.count == 0 ? 1.0 : 1.0 / static_cast<double>(pixels.count);
 }
@@ -32,51 +41,67 @@ HISTLOSS_INLINE void add_row(const TileSums& out, int64_t tile, int row, F32 val
   store(rounding, loadf(rounding) + ((before - (after - taken)) + (value - taken)));
 }
 
-// sum over pixels [begin, end) of x's activations times y's, kRows rows at a time; emit(row, sum).
+// sum over n pixels of x's activations times y's, kRows rows at a time; emit(row, sum).
 template <class Emit>
-HISTLOSS_INLINE void outer_products(const Batch& x, const Batch& y, int begin, int end, const Emit& emit) {
+HISTLOSS_INLINE void outer_products(const float* x, const float* y, int64_t n, const Emit& emit) {
   for (int row = 0; row < kNodes; row += kRows) {
     F32 sum[kRows];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) sum[r] = F32{};
-    for (int i = begin; i < end; ++i) {
-      const F32 columns = loadf(y.pi[i]);
+    for (int64_t i = 0; i < n; ++i) {
+      const F32 columns = loadf(y + i * kNodes);
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) sum[r] += x.pi[i][row + r] * columns;
+      for (int r = 0; r < kRows; ++r) sum[r] += x[i * kNodes + row + r] * columns;
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) emit(row + r, sum[r]);
   }
 }
 
-void add_tile(const Tiles& tiles, int64_t tile, const TileOrder& order, int64_t begin, int64_t end,
-              const float* mass, const TileSums& out) {
-  const float centre_x = tiles.x.centre(tile / tiles.y.count), centre_y = tiles.y.centre(tile % tiles.y.count);
-  Batch x, y;
-  alignas(64) double total[kNodes][kNodes];  // of a tile with many pixels: float32 sums stay short
-  const bool many = end - begin > kBatch;
-  if (many) std::memset(total, 0, sizeof total);
-  for (int64_t i = begin; i < end; i += kBatch) {
-    const int n = static_cast<int>(end - i < kBatch ? end - i : kBatch);
-    activate<false>(tiles.x, centre_x, order.x() + i, n, x);
-    activate<false>(tiles.y, centre_y, order.y() + i, n, y);
-    if (mass != nullptr)
-      for (int k = 0; k < n; ++k) store(x.pi[k], loadf(x.pi[k]) * mass[order.index()[i + k]]);
-    if (many) {
-      for (int k = 0; k < n; k += kShortSum)
-        outer_products(x, y, k, n - k < kShortSum ? n : k + kShortSum,
-                       [&](int row, F32 sum) { add_wide(total[row], sum); });
-    } else {
-      outer_products(x, y, 0, n, [&](int row, F32 sum) { add_row(out, tile, row, sum); });
+// A tile with more pixels than a batch is summed over them in float64: float32 sums stay short.
+struct WideTile {
+  alignas(64) double sums[kTile];
+
+  void clear() { std::memset(sums, 0, sizeof sums); }
+  void add_to(const TileSums& out, int64_t tile) const {
+    for (int row = 0; row < kNodes; ++row) {
+      float narrow[kNodes];
+      for (int c = 0; c < kNodes; ++c) narrow[c] = static_cast<float>(sums[row * kNodes + c]);
+      add_row(out, tile, row, loadf(narrow));
     }
   }
-  if (many)
-    for (int row = 0; row < kNodes; ++row) {
-      float sum[kNodes];
-      for (int c = 0; c < kNodes; ++c) sum[c] = static_cast<float>(total[row][c]);
-      add_row(out, tile, row, loadf(sum));
+};
+
+void add_tiles(const Tiles& tiles, const TileOrder& order, const float* mass, const TileSums& out) {
+  Batch x, y;
+  WideTile wide;
+  int64_t tile = 0;
+  const int64_t count = order.placed();
+  for (int64_t start = 0, n = 0; start < count; start += n) {
+    n = order.batch_end(start, tile) - start;
+    for (int64_t i = 0; i < n; i += 16) {
+      F32 zx, zy;
+      order.pixels(start + i, zx, zy);
+      activate<kNodes, false>(tiles.x, zx, x.pi + i * kNodes, x.slope);
+      activate<kNodes, false>(tiles.y, zy, y.pi + i * kNodes, y.slope);
     }
-  out.touched[tile] = 1;
+    if (mass != nullptr)
+      for (int64_t k = 0; k < n; ++k)
+        store(x.pi + k * kNodes, loadf(x.pi + k * kNodes) * mass[order.index()[start + k]]);
+    order.runs(start, start + n, tile, [&](int64_t t, int64_t first, int64_t last) {
+      const float *const pi_x = x.pi + (first - start) * kNodes, *const pi_y = y.pi + (first - start) * kNodes;
+      const bool begins = first == order.begin(t), ends = last == order.end(t);
+      if (begins && ends) {
+        outer_products(pi_x, pi_y, last - first, [&](int row, F32 sum) { add_row(out, t, row, sum); });
+      } else {
+        if (begins) wide.clear();
+        outer_products(pi_x, pi_y, last - first,
+                       [&](int row, F32 sum) { add_wide(wide.sums + row * kNodes, sum); });
+        if (ends) wide.add_to(out, t);
+      }
+      if (ends) out.touched[t] = 1;
+    });
+  }
 }
 
 void sum_part(const JointHistogram& job, const Tiles& tiles, TileOrder& order, int64_t first, int64_t count,
@@ -92,8 +117,7 @@ void sum_part(const JointHistogram& job, const Tiles& tiles, TileOrder& order, i
     y = fold_pixels(tiles.y.position, y, n, y_buffer.get() + kChunk, no_sign, nullptr);
     const float* mass = job.pixels.mass == nullptr ? nullptr : static_cast<const float*>(job.pixels.mass) + at;
     order.sort(x, y, n);
-    order.each_tile(
-        [&](int64_t tile, int64_t begin, int64_t end) { add_tile(tiles, tile, order, begin, end, mass, out); });
+    add_tiles(tiles, order, mass, out);
   }
 }
 
@@ -124,10 +148,16 @@ class MixRows {
         mix_x_(mix_x),
         mix_y_(mix_y),
         rows_(16 * nodes_y_),
-        columns_(nodes_y_ * 16) {}
+        columns_(nodes_y_ * 16) {
+    std::memset(rows_.get(), 0, static_cast<std::size_t>(16 * nodes_y_) * sizeof(float));
+  }
 
   void compute(const float* sums, int64_t k, int64_t count, float scale, float* out) const {
-    for (int64_t row = 0; row < 16; ++row) mix_row(sums, k + (row < count ? row : 0), rows_.get() + row * nodes_y_);
+    for (int64_t row = 0; row < count; ++row) {
+      const int64_t first = mix_x_.begin[k + row], terms = mix_x_.begin[k + row + 1] - first;
+      combine(sums, kTile, mix_x_.offset.get() + first, mix_x_.weight.get() + first, terms, nodes_y_ / kNodes,
+              rows_.get() + row * nodes_y_, kNodes);
+    }
     for (int64_t node = 0; node < nodes_y_; node += 16) {
       F32 block[16];
 #pragma GCC unroll 16
@@ -153,38 +183,17 @@ class MixRows {
   }
 
  private:
-  // Bin k's sums at every node of y.
-  HISTLOSS_INLINE void mix_row(const float* sums, int64_t k, float* out) const {
-    const int64_t first = mix_x_.begin[k], last = mix_x_.begin[k + 1];
-    int64_t cell = 0;  // four cells of y at a time: independent sums hide the latency of each
-    for (; (cell + 4) * kNodes <= nodes_y_; cell += 4) add_terms<4>(sums, first, last, cell, out);
-    for (; cell * kNodes < nodes_y_; ++cell) add_terms<1>(sums, first, last, cell, out);
-  }
-
-  template <int CELLS>
-  HISTLOSS_INLINE void add_terms(const float* sums, int64_t first, int64_t last, int64_t cell, float* out) const {
-    F32 total[CELLS];
-#pragma GCC unroll 4
-    for (int c = 0; c < CELLS; ++c) total[c] = F32{};
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t node = mix_x_.node[i];
-      const float* from = sums + (node / kNodes * nodes_y_ + cell * kNodes + node % kNodes) * kNodes;
-#pragma GCC unroll 4
-      for (int c = 0; c < CELLS; ++c) total[c] += mix_x_.weight[i] * loadf(from + c * kTile);
-    }
-#pragma GCC unroll 4
-    for (int c = 0; c < CELLS; ++c) store(out + (cell + c) * kNodes, total[c]);
-  }
-
   HISTLOSS_INLINE F32 mix_column(int64_t l) const {
+    const float *const weight = mix_y_.weight.get(), *const columns = columns_.get();
+    const int64_t* const offset = mix_y_.offset.get();
     F32 even{}, odd{};
     int64_t i = mix_y_.begin[l];
     const int64_t last = mix_y_.begin[l + 1];
     for (; i + 1 < last; i += 2) {
-      even += mix_y_.weight[i] * loadf(columns_.get() + int64_t{mix_y_.node[i]} * 16);
-      odd += mix_y_.weight[i + 1] * loadf(columns_.get() + int64_t{mix_y_.node[i + 1]} * 16);
+      even += weight[i] * loadf(columns + offset[i]);
+      odd += weight[i + 1] * loadf(columns + offset[i + 1]);
     }
-    if (i < last) even += mix_y_.weight[i] * loadf(columns_.get() + int64_t{mix_y_.node[i]} * 16);
+    if (i < last) even += weight[i] * loadf(columns + offset[i]);
     return even + odd;
   }
 
@@ -210,8 +219,8 @@ void joint_by_tiles(const JointHistogram& job, const Tiles& tiles) {
                long_sums ? rounding.get() + s * tiles.count * kTile : nullptr, touched.get() + s * tiles.count};
 
   const int64_t kx = job.axis_x.bins, ky = job.axis_y.bins;
-  const Mix mix_x(tiles.x, Fold(tiles.x.position, tiles.x.length));
-  const Mix mix_y(tiles.y, Fold(tiles.y.position, tiles.y.length));
+  const Mix mix_x(tiles.x, Fold(tiles.x.position, tiles.x.length), tiles.y.count * kTile);
+  const Mix mix_y(tiles.y, Fold(tiles.y.position, tiles.y.length), kTile);
   const int64_t blocks = (kx + 15) / 16;
   for (int64_t plane0 = 0; plane0 < pixels.planes; plane0 += group) {
     const int64_t planes = pixels.planes - plane0 < group ? pixels.planes - plane0 : group;
@@ -324,11 +333,13 @@ void joint_directly(const JointHistogram& job, const Taps& taps_x, const Taps& t
 }  // namespace
 
 void joint_histogram(const JointHistogram& job) {
-  if (tiles_pay(job.axis_x, job.axis_y, job.pixels))
-    joint_by_tiles(job, Tiles(job.axis_x, job.axis_y, *cell_basis(job.axis_x.bandwidth),
-                              *cell_basis(job.axis_y.bandwidth)));
-  else
-    joint_directly(job, Taps(job.axis_x, job.pixels.is_double), Taps(job.axis_y, job.pixels.is_double));
+  const CellBasis* basis_x = cell_basis(job.axis_x.bandwidth, kNodes);
+  const CellBasis* basis_y = cell_basis(job.axis_y.bandwidth, kNodes);
+  if (!job.pixels.is_double && basis_x != nullptr && basis_y != nullptr) {
+    const Tiles tiles(job.axis_x, job.axis_y, *basis_x, *basis_y);
+    if (tiles_pay(tiles, kTile, job.pixels)) return joint_by_tiles(job, tiles);
+  }
+  joint_directly(job, Taps(job.axis_x, job.pixels.is_double), Taps(job.axis_y, job.pixels.is_double));
 }
 
 }  // namespace histloss::cpu::HISTLOSS_SIMD

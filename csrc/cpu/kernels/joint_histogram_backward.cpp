@@ -8,7 +8,8 @@ double share(const Pixels& pixels) {
   return pixels.mass != nullptr ? 1.0 : 1.0 / static_cast<double>(pixels.count);
 }
 
-// ---- by tiles: the gradient is folded onto the nodes of every tile once, then each pixel meets 16 x 16 of it
+// ---- by tiles: the gradient is folded onto the nodes of every tile once, then each pixel meets only those:
+// 8 or 16 nodes of x (rows), 16 of y (columns)
 
 // Bins of row k to the nodes of y: (cells of y, 16).
 void fold_columns(const CellAxis& axis, const Fold& fold, const float* grad, float* extended, float* nodes) {
@@ -19,20 +20,20 @@ void fold_columns(const CellAxis& axis, const Fold& fold, const float* grad, flo
     const float* taps = extended + cell * basis.cell_bins;
     F32 sum{};
     if (basis.node_taps != 0) sum = loadf(taps + before);
-    for (int o = 0; o < before; ++o) sum += taps[o] * loadf(basis.by_tap + o * kNodes);
+    for (int o = 0; o < before; ++o) sum += taps[o] * loadf(basis.mix + o * kNodes);
     for (int o = before; o < basis.outer_taps; ++o)
-      sum += taps[o + basis.node_taps] * loadf(basis.by_tap + o * kNodes);
+      sum += taps[o + basis.node_taps] * loadf(basis.mix + o * kNodes);
     store(nodes + cell * kNodes, sum);
   }
 }
 
-// Rows of one cell of x to its nodes: (cells of y, 16, 16).
+// Rows of one cell of x to its nodes: (cells of y, nodes of x, 16).
 void fold_rows(const Tiles& tiles, const Fold& fold, int64_t cell, const float* columns, float* weight,
                int64_t* offset, float* out) {
   const CellBasis& basis = tiles.x.basis;
   const int64_t row_size = tiles.y.count * kNodes, first = cell * basis.cell_bins;
   const int before = basis.outer_taps / 2;
-  for (int r = 0; r < kNodes; ++r) {
+  for (int r = 0; r < basis.nodes; ++r) {
     int64_t terms = 0;
     const auto add = [&](int64_t tap, float w) {
       const int64_t k = fold.bin(first + tap);
@@ -42,12 +43,8 @@ void fold_rows(const Tiles& tiles, const Fold& fold, int64_t cell, const float* 
     };
     if (basis.node_taps != 0) add(before + r, 1.0f);
     for (int o = 0; o < basis.outer_taps; ++o)
-      add(basis.outer_position(o), basis.by_tap[o * kNodes + r]);
-    for (int64_t j = 0; j < tiles.y.count; ++j) {
-      F32 sum{};
-      for (int64_t t = 0; t < terms; ++t) sum += weight[t] * loadf(columns + offset[t] + j * kNodes);
-      store(out + j * kTile + r * kNodes, sum);
-    }
+      add(basis.outer_position(o), basis.mix[o * basis.nodes + r]);
+    combine(columns, kNodes, offset, weight, terms, tiles.y.count, out + r * kNodes, basis.nodes * kNodes);
   }
 }
 
@@ -57,44 +54,54 @@ struct Gradients {
 };
 
 // X: the gradient of x is wanted. Y: that of y or of the mass.
-template <bool X, bool Y>
-void pixels_of_tile(const Tiles& tiles, int64_t tile, const float* grad, const TileOrder& order, int64_t begin,
-                    int64_t end, const Gradients& out) {
-  const float centre_x = tiles.x.centre(tile / tiles.y.count), centre_y = tiles.y.centre(tile % tiles.y.count);
-  Batch batch_x, batch_y;
-  F32 rows[kNodes];
-#pragma GCC unroll 16
-  for (int r = 0; r < kNodes; ++r) rows[r] = loadf(grad + r * kNodes);
-  for (int64_t i = begin; i < end; i += kBatch) {
-    const int m = static_cast<int>(end - i < kBatch ? end - i : kBatch);
-    activate<X>(tiles.x, centre_x, order.x() + i, m, batch_x);
-    activate<Y>(tiles.y, centre_y, order.y() + i, m, batch_y);
-    alignas(64) float product_x[kBatch][kNodes], product_y[kBatch][kNodes];
-    for (int k = 0; k < m; ++k) {
-      F32 across_slope{}, across{};
-#pragma GCC unroll 16
-      for (int r = 0; r < kNodes; ++r) {
-        if constexpr (X) across_slope += batch_x.slope[k][r] * rows[r];
-        if constexpr (Y) across += batch_x.pi[k][r] * rows[r];
-      }
-      const F32 columns = loadf(batch_y.pi[k]);
-      if constexpr (X) store(product_x[k], across_slope * columns);
-      if constexpr (Y) {
-        store(product_y[k], across * loadf(batch_y.slope[k]));
-        if (out.mass != nullptr) store(batch_y.pi[k], across * columns);
-      }
+template <int NODES, bool X, bool Y>
+void gather(const Tiles& tiles, const TileOrder& order, const float* grad, const Gradients& out) {
+  Batch x, y;
+  alignas(64) float product_mass[kBatch * kNodes];  // those of x and y take the place of what they are made of
+  int64_t tile = 0;
+  const int64_t count = order.placed();
+  for (int64_t start = 0, n = 0; start < count; start += n) {
+    n = count - start < kBatch ? count - start : kBatch;
+    for (int64_t i = 0; i < n; i += 16) {
+      F32 zx, zy;
+      order.pixels(start + i, zx, zy);
+      activate<NODES, X>(tiles.x, zx, x.pi + i * NODES, x.slope + i * NODES);
+      activate<kNodes, Y>(tiles.y, zy, y.pi + i * kNodes, y.slope + i * kNodes);
     }
-    const auto scatter = [&](const float (*product)[kNodes], float scale, float* to) {
-      for (int k = 0; k < m; k += 16) {
+    order.runs(start, start + n, tile, [&](int64_t t, int64_t first, int64_t last) {
+      F32 rows[NODES];
+#pragma GCC unroll 16
+      for (int r = 0; r < NODES; ++r) rows[r] = loadf(grad + (t * NODES + r) * kNodes);
+      for (int64_t k = first - start; k < last - start; ++k) {
+        F32 across_slope{}, across{};
+#pragma GCC unroll 16
+        for (int r = 0; r < NODES; ++r) {
+          if constexpr (X) across_slope += x.slope[k * NODES + r] * rows[r];
+          if constexpr (Y) across += x.pi[k * NODES + r] * rows[r];
+        }
+        if constexpr (Y)
+          if (out.mass != nullptr) store(product_mass + k * kNodes, across * loadf(y.pi + k * kNodes));
+        if constexpr (X) store(y.pi + k * kNodes, across_slope * loadf(y.pi + k * kNodes));
+        if constexpr (Y) store(y.slope + k * kNodes, across * loadf(y.slope + k * kNodes));
+      }
+    });
+    const auto scatter = [&](const float* product, float scale, float* to) {
+      for (int64_t k = 0; k < n; k += 16) {
         alignas(64) float sums[16];
-        store(sums, sum_lanes(product + k) * scale);
-        for (int lane = 0; lane < 16 && k + lane < m; ++lane) to[order.index()[i + k + lane]] = sums[lane];
+        store(sums, sum_lanes(product + k * kNodes) * scale);
+        const uint16_t* index = order.index() + start + k;
+        if (n - k >= 16) {
+#pragma GCC unroll 16
+          for (int lane = 0; lane < 16; ++lane) to[index[lane]] = sums[lane];
+        } else {
+          for (int lane = 0; lane < n - k; ++lane) to[index[lane]] = sums[lane];
+        }
       }
     };
-    if constexpr (X) scatter(product_x, out.scale_x, out.x);
+    if constexpr (X) scatter(y.pi, out.scale_x, out.x);
     if constexpr (Y) {
-      if (out.y != nullptr) scatter(product_y, out.scale_y, out.y);
-      if (out.mass != nullptr) scatter(batch_y.pi, 1.0f, out.mass);
+      if (out.y != nullptr) scatter(y.slope, out.scale_y, out.y);
+      if (out.mass != nullptr) scatter(product_mass, 1.0f, out.mass);
     }
   }
 }
@@ -103,12 +110,13 @@ void multiply(float* values, const float* by, int64_t n) {
   for (int64_t i = 0; i < n; ++i) values[i] *= by[i];
 }
 
+template <int NODES>
 void backward_by_tiles(const JointHistogramBackward& job, const Tiles& tiles) {
   const Pixels& pixels = job.pixels;
   const CellAxis &ax = tiles.x, &ay = tiles.y;
   const Fold fold_x(ax.position, ax.length), fold_y(ay.position, ay.length);
   const int64_t kx = job.axis_x.bins, ky = job.axis_y.bins;
-  const int64_t column_size = kx * ay.count * kNodes, node_size = tiles.count * kTile;
+  const int64_t column_size = kx * ay.count * kNodes, node_size = tiles.count * tiles.x.basis.nodes * kNodes;
   const Parts parts(pixels.count, kChunk, pixels.count, kChunk);
   const int64_t group = planes_at_once(pixels.planes, parts.count,
                                        (column_size + node_size) * static_cast<int64_t>(sizeof(float)));
@@ -117,8 +125,9 @@ void backward_by_tiles(const JointHistogramBackward& job, const Tiles& tiles) {
   const bool to_mass = job.grad_mass != nullptr;
   const double scale_x = share(pixels) * ax.basis.a / job.axis_x.width();
   const double scale_y = share(pixels) * ay.basis.a / job.axis_y.width();
-  const auto pixels_of = to_x ? (to_y || to_mass ? pixels_of_tile<true, true> : pixels_of_tile<true, false>)
-                              : pixels_of_tile<false, true>;
+  const auto gather_pixels = !to_x ? gather<NODES, false, true>
+                             : to_y || to_mass ? gather<NODES, true, true>
+                                               : gather<NODES, true, false>;
 
   for (int64_t plane0 = 0; plane0 < pixels.planes; plane0 += group) {
     const int64_t planes = pixels.planes - plane0 < group ? pixels.planes - plane0 : group;
@@ -133,7 +142,7 @@ void backward_by_tiles(const JointHistogramBackward& job, const Tiles& tiles) {
       const Scratch<int64_t> offset(ax.basis.taps);
       for (int64_t task = begin; task < end; ++task)
         fold_rows(tiles, fold_x, task % ax.count, columns.get() + task / ax.count * column_size, weight.get(),
-                  offset.get(), nodes.get() + task * ay.count * kTile);
+                  offset.get(), nodes.get() + task * ay.count * NODES * kNodes);
     });
     parallel_for(planes * parts.count, [&](int64_t begin, int64_t end) {
       TileOrder order(tiles);
@@ -159,9 +168,7 @@ void backward_by_tiles(const JointHistogramBackward& job, const Tiles& tiles) {
         if (order.placed() < n)  // pixels without a tile have no gradient
           for (float* const p : wanted)
             if (p != nullptr) std::memset(p, 0, static_cast<std::size_t>(n) * sizeof(float));
-        order.each_tile([&](int64_t tile, int64_t first, int64_t last) {
-          pixels_of(tiles, tile, nodes.get() + plane * node_size + tile * kTile, order, first, last, out);
-        });
+        gather_pixels(tiles, order, nodes.get() + plane * node_size, out);
         const float* mass = static_cast<const float*>(pixels.mass);
         if (to_x) {
           if (mass != nullptr) multiply(out.x, mass + at, n);
@@ -259,15 +266,24 @@ void backward_directly(const JointHistogramBackward& job, const Taps& taps_x, co
   }
 }
 
+// Rows of eight nodes make small cells: half the work for every pixel, but more to fold.
+template <int NODES>
+bool try_tiles(const JointHistogramBackward& job) {
+  const CellBasis* basis_x = cell_basis(job.axis_x.bandwidth, NODES);
+  const CellBasis* basis_y = cell_basis(job.axis_y.bandwidth, kNodes);
+  if (job.pixels.is_double || basis_x == nullptr || basis_y == nullptr) return false;
+  const Tiles tiles(job.axis_x, job.axis_y, *basis_x, *basis_y);
+  if (!tiles_pay(tiles, NODES * kNodes, job.pixels)) return false;
+  backward_by_tiles<NODES>(job, tiles);
+  return true;
+}
+
 }  // namespace
 
 void joint_histogram_backward(const JointHistogramBackward& job) {
   if (job.pixels.count == 0) return;
-  if (tiles_pay(job.axis_x, job.axis_y, job.pixels))
-    backward_by_tiles(job, Tiles(job.axis_x, job.axis_y, *cell_basis(job.axis_x.bandwidth),
-                                 *cell_basis(job.axis_y.bandwidth)));
-  else
-    backward_directly(job, Taps(job.axis_x, job.pixels.is_double), Taps(job.axis_y, job.pixels.is_double));
+  if (try_tiles<8>(job) || try_tiles<16>(job)) return;
+  backward_directly(job, Taps(job.axis_x, job.pixels.is_double), Taps(job.axis_y, job.pixels.is_double));
 }
 
 }  // namespace histloss::cpu::HISTLOSS_SIMD

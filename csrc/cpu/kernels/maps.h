@@ -52,14 +52,14 @@ struct Bins {
   // Pi of extended bin e, or its slope in bins; 0 for pixels that have no place.
   template <bool SLOPE>
   HISTLOSS_INLINE V activation(V z, int64_t e) const {
-    const V limit = V{} + 80;  // e^80 is as good as infinite, and still finite
-    const V t = position.distance(z, V{} + (static_cast<T>(e) + T(0.5)));
+    const V limit = splat<V>(T(80));  // e^80 is as good as infinite, and still finite
+    const V t = position.distance(z, splat<V>(static_cast<T>(e) + T(0.5)));
     const T a = static_cast<T>(kernel.a), log_2sinh = static_cast<T>(kernel.log_2sinh);
     const V p = exp_scaled<T>(minimum(maximum(t * a - log_2sinh, -limit), limit), 1, 0);
     const V n = exp_scaled<T>(minimum(maximum(t * -a - log_2sinh, -limit), limit), 1, 0);
     const V pi = 1 / (static_cast<T>(kernel.coth) + p + n);
-    const V value = SLOPE ? activation_slope(pi, p, n, V{} + a) : pi;
-    const V u = position.coarse(z), far = V{} + static_cast<T>(position.radius);
+    const V value = SLOPE ? activation_slope(pi, p, n, splat<V>(a)) : pi;
+    const V u = position.coarse(z), far = splat<V>(static_cast<T>(position.radius));
     const auto valid = (u > -far - 1) & (u < far + (static_cast<T>(position.bins) + 1));
     return valid ? value : V{};
   }

@@ -75,6 +75,12 @@ HISTLOSS_INLINE void add_wide(double* sums, F32 v) {
   store(sums + 8, loadd(sums + 8) + high_half(v));
 }
 
+// The same number in every lane: x - 0 is x whatever its sign, so that no subtraction is made (0 + x would be).
+template <class V, class T>
+HISTLOSS_INLINE V splat(T x) {
+  return x - V{};
+}
+
 template <class V>
 HISTLOSS_INLINE V minimum(V a, V b) {
   return a < b ? a : b;
@@ -131,7 +137,7 @@ HISTLOSS_INLINE typename Simd<T>::Vector exp_scaled(typename Simd<T>::Vector x, 
                                      T(1) / 39916800,
                                      T(1) / 479001600,
                                      T(1) / 6227020800};
-  V e = V{} + inverse_factorial[S::exp_terms - 1];
+  V e = splat<V>(inverse_factorial[S::exp_terms - 1]);
 #pragma GCC unroll 16
   for (int i = S::exp_terms - 2; i >= 0; --i) e = e * r + inverse_factorial[i];
   const auto exponent = reinterpret_cast<typename S::Integers>(shifted) << S::mantissa;
@@ -157,12 +163,12 @@ HISTLOSS_INLINE void transpose(F32 (&m)[16]) {
   }
 }
 
-// The sums of sixteen vectors, as one vector.
-HISTLOSS_INLINE F32 sum_lanes(const float (*rows)[16]) {
+// The sums of sixteen vectors that lie in a row, as one vector.
+HISTLOSS_INLINE F32 sum_lanes(const float* rows) {
   F32 a[8];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
-    const F32 x = loadf(rows[i]), y = loadf(rows[i + 8]);
+    const F32 x = loadf(rows + 16 * i), y = loadf(rows + 16 * (i + 8));
     a[i] = __builtin_shufflevector(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
            __builtin_shufflevector(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
   }
@@ -176,7 +182,6 @@ HISTLOSS_INLINE F32 sum_lanes(const float (*rows)[16]) {
   for (int i = 0; i < 2; ++i)
     c[i] = __builtin_shufflevector(b[i], b[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
            __builtin_shufflevector(b[i], b[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-  // lanes now run 0, 2 | 4, 6 | 8, 10 | 12, 14 of c[0]'s rows, interleaved with the odd ones below
   return __builtin_shufflevector(c[0], c[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
          __builtin_shufflevector(c[0], c[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }

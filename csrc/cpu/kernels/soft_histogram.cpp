@@ -19,7 +19,7 @@ void add_moments(const SoftHistogram& job, const Subcells& cells, int64_t first,
     const float* m = mass.data == nullptr ? nullptr : load_pixels(mass, first + block, n, buffer);
     for (int64_t i = 0; i < n; i += 16) {
       const auto place = cells.locate(load_part(z + i, n - i, NAN));
-      F32 weight = place.valid ? F32{} + 1.0f : F32{};
+      F32 weight = place.valid ? splat<F32>(1.0f) : F32{};
       if (m != nullptr) weight = weight * load_part(m + i, n - i, 0.0f);
       alignas(64) float rows[16][kMoments];
       alignas(64) int32_t subcell[16];
@@ -37,10 +37,13 @@ void add_moments(const SoftHistogram& job, const Subcells& cells, int64_t first,
   for (int64_t group = 0; group < cells.groups; ++group) {
     const double* moment = moments.get() + group * functions;
     for (int t = 0; t < poly.stride; t += 16) {
-      F32 sum{};
-      for (int f = 0; f < functions; ++f)
-        sum += static_cast<float>(moment[f]) * loadf(poly.value + static_cast<int64_t>(f) * poly.stride + t);
-      add_wide(sums + group + t, sum);
+      F32 sum[kMoments]{};  // independent sums hide the latency of each
+      for (int f = 0; f < functions; f += kMoments)
+#pragma GCC unroll 4
+        for (int r = 0; r < kMoments; ++r)
+          sum[r] +=
+              static_cast<float>(moment[f + r]) * loadf(poly.value + static_cast<int64_t>(f + r) * poly.stride + t);
+      add_wide(sums + group + t, (sum[0] + sum[1]) + (sum[2] + sum[3]));
     }
   }
 }
