@@ -16,6 +16,7 @@ BOUNDARIES = ("open", "reflect", "cyclic")  # a boundary's index is its code in 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REDUCTIONS = ("mean", "sum", "none")
 MIN_BANDWIDTH, MAX_BANDWIDTH = 1e-3, 1e3  # in bin widths: from a hard bin to a flat histogram
+MIN_WIDTH, MAX_WIDTH = 1e-30, 1e30  # float32 holds these, and their inverses
 
 
 class Binning(NamedTuple):
@@ -49,6 +50,10 @@ def binning(bins: Any, range: Any, bandwidth: Any, boundary: Any) -> Binning:
     lo, hi = float(range[0]), float(range[1])
     if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
         raise ValueError(f"range must be finite with lo < hi, got {range!r}")
+    if not MIN_WIDTH <= (hi - lo) / bins <= MAX_WIDTH:
+        raise ValueError(
+            f"range must give bins {MIN_WIDTH} to {MAX_WIDTH} wide, got {range!r} for {bins} bins"
+        )
     if not _is_number(bandwidth):
         raise TypeError(f"bandwidth must be a number of bin widths, got {bandwidth!r}")
     if not MIN_BANDWIDTH <= bandwidth <= MAX_BANDWIDTH:
@@ -85,12 +90,13 @@ def check_dtype(name: str, x: Tensor) -> None:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
 
 
-def check_image_pair(x: Tensor, y: Any) -> None:
+def check_image_pair(x: Tensor, y: Any, names: tuple[str, str] = ("x", "y")) -> None:
     """A second image that pairs with x pixel by pixel."""
-    check_image("y", y)
+    first, second = names
+    check_image(second, y)
     if y.shape != x.shape:
-        raise ValueError(f"y must have the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}")
-    check_device("y", y, x.device)
+        raise ValueError(f"{second} must have the shape of {first}, {tuple(x.shape)}, got {tuple(y.shape)}")
+    check_device(second, y, x.device)
 
 
 def check_device(name: str, x: Tensor, device: torch.device) -> None:
@@ -121,16 +127,14 @@ def check_weight(weight: Any, x: Tensor) -> None:
 
 def check_weight_values(weight: Tensor, total: Tensor) -> None:
     """weight >= 0 everywhere and a positive, finite sum for every image and channel."""
-    if torch.compiler.is_compiling() or weight.device.type != "cpu" or torch._C._functorch.maybe_current_level():
-        return
-    if weight.numel() == 0:
+    if not _is_eager_cpu(weight) or weight.numel() == 0:
         return
     smallest = weight.detach().min().item()
     if not smallest >= 0:
         raise ValueError(f"weight must be non-negative and not NaN, its smallest value is {smallest}")
     if not bool(((total > 0) & total.isfinite()).all()):
         raise ValueError(
-            f"weight must have a positive, finite sum for every image and channel, the sums are {total.tolist()}"
+            f"weight must have a positive, finite sum for every image and channel, got {total.tolist()}"
         )
 
 
@@ -195,29 +199,6 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _pair(value: Any) -> tuple[Any, Any]:
-    return (value[0], value[1]) if isinstance(value, (tuple, list)) and len(value) == 2 else (value, value)
-
-
-def _is_pair_of_pairs(value: Any) -> bool:
-    return (
-        isinstance(value, Sequence)
-        and len(value) == 2
-        and all(isinstance(v, Sequence) and len(v) == 2 for v in value)
-    )
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-# ---- checks of the losses and colour transforms ---------------------------------------------------
-
-
 def check_cyclic(cyclic: Any, boundary: str) -> None:
     """A cyclic distance fits only a histogram whose bins wrap round."""
     if not isinstance(cyclic, bool):
@@ -240,14 +221,6 @@ def check_ref_hist_values(ref_hist: Tensor, boundary: str) -> None:
     if wrong.numel():
         allowed = "at most 1" if boundary == "open" else "1"
         raise ValueError(f"ref_hist must sum to {allowed} over its bins, got a sum of {wrong[0].item()}")
-
-
-def check_source(src: Any, out: Tensor) -> None:
-    """The source image that pairs with the output pixel by pixel."""
-    check_image("src", src)
-    if src.shape != out.shape:
-        raise ValueError(f"src must have the shape of out, {tuple(out.shape)}, got {tuple(src.shape)}")
-    check_device("src", src, out.device)
 
 
 def check_logits(name: str, logits: Any, device: torch.device) -> None:
@@ -296,3 +269,23 @@ def _is_eager_cpu(x: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch._C._functorch.maybe_current_level()
     )
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    return (value[0], value[1]) if isinstance(value, (tuple, list)) and len(value) == 2 else (value, value)
+
+
+def _is_pair_of_pairs(value: Any) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and len(value) == 2
+        and all(isinstance(v, Sequence) and len(v) == 2 for v in value)
+    )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""The functions of the package: arguments checked, (B, C, *spatial) laid out as planes, results shaped back."""
+"""The public functions: arguments checked, (B, C, *spatial) laid out as planes, results shaped back."""
 
 from __future__ import annotations
 
@@ -171,4 +171,3 @@ def mutual_information(joint: Tensor, *, mode: str = "relative") -> Tensor:
         TypeError, ValueError: an argument is not as described.
     """
     return reference.mutual_information(joint, mode=mode)
-

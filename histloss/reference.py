@@ -13,12 +13,16 @@ device. They build the K x N activation map, so they need memory in proportion.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from . import binning as checks
 from .binning import Binning, accumulation_dtype
+
+EMD_FORMS = ("squared", "norm")
+MI_MODES = ("mi", "relative", "conditional_entropy", "nmi")
 
 
 def activation_maps(
@@ -62,7 +66,7 @@ def joint_histogram(
     boundary: str | tuple[str, str] = "reflect",
     weight: Tensor | None = None,
 ) -> Tensor:
-    """J(k, l) = mean over the pixels of Pi_k(x) Pi_l(y), Eq. 12 and 13: two (B, C, *spatial) -> (B, C, Kx, Ky)."""
+    """J(k, l) = mean over the pixels of Pi_k(x) Pi_l(y), Eq. 12, 13: (B, C, *spatial) -> (B, C, Kx, Ky)."""
     axis_x, axis_y = checks.binning_pair(bins, range, bandwidth, boundary)
     checks.check_image("x", x)
     checks.check_image_pair(x, y)
@@ -73,7 +77,7 @@ def joint_histogram(
 def emd(h1: Tensor, h2: Tensor, *, p: float = 2, form: str = "squared", cyclic: bool = False) -> Tensor:
     """The distance between two histograms through their cumulative sums, Eq. 14: (..., K) -> (...)."""
     p = checks.check_order(p)
-    checks.check_choice("form", form, ("squared", "norm"))
+    checks.check_choice("form", form, EMD_FORMS)
     checks.check_histograms(h1, h2)
     dtype = accumulation_dtype(torch.promote_types(h1.dtype, h2.dtype))
     difference = (h1.to(dtype) - h2.to(dtype)).cumsum(-1)
@@ -101,14 +105,11 @@ def mutual_information(joint: Tensor, *, mode: str = "relative") -> Tensor:
     h_y = _entropy(joint.sum(-2))
     if mode == "mi":
         return h_x + h_y - h_xy
-    certain = h_xy == 0  # one cell holds everything: each variable determines the other
+    certain = h_xy < torch.finfo(h_xy.dtype).eps  # one cell holds everything: each determines the other
     h_xy = torch.where(certain, 1.0, h_xy)
     if mode == "nmi":
         return torch.where(certain, 2.0, (h_x + h_y) / h_xy)
     return torch.where(certain, 0.0, 1 - (h_x + h_y - h_xy) / h_xy)
-
-
-MI_MODES = ("mi", "relative", "conditional_entropy", "nmi")
 
 
 # ---- on planes: x (P, N), mass (P, N) or None for 1 / N each --------------------------------------
@@ -190,7 +191,8 @@ def _sum_pixels(maps: Tensor, mass: Tensor | None) -> Tensor:
 def _outer(a: Tensor, b: Tensor, mass: Tensor | None) -> Tensor:
     dtype = torch.promote_types(a.dtype, b.dtype)
     a, b = a.to(dtype), b.to(dtype)
-    with torch.autocast(a.device.type, enabled=False):  # a float16 product loses the far cells to 0
+    # A float16 product loses the far cells to 0. Meta tensors know no autocast.
+    with nullcontext() if a.is_meta else torch.autocast(a.device.type, enabled=False):
         if mass is None:
             return a @ b.mT / max(a.shape[-1], 1)
         return (a * mass.unsqueeze(-2)) @ b.mT
@@ -199,9 +201,10 @@ def _outer(a: Tensor, b: Tensor, mass: Tensor | None) -> Tensor:
 def _images(x: Tensor, axis: Binning) -> list[tuple[Tensor, Tensor]]:
     """The positions at which the kernel sees z, each with its derivative with respect to z.
 
-    A pixel that is NaN or infinite is seen at infinity, where every activation is 0. `open`: z itself. `cyclic`: z + j W, W = hi - lo. `reflect`: z mirrored at lo and hi, and the mirror
-    images of those: the official code's three terms are the nearest, and with all of them the mass is 1
-    for any bandwidth. z is brought into the range first, so that a few j suffice.
+    A pixel that is NaN or infinite is seen at infinity, where every activation is 0. `open`: z itself.
+    `cyclic`: z + j W, W = hi - lo. `reflect`: z mirrored at lo and hi, and the mirror images of those: the
+    official code's three terms are the nearest, and with all of them the mass is 1 for any bandwidth. z is
+    brought into the range first, so that a few j suffice.
     """
     finite = x.isfinite()
     z, one = torch.where(finite, x, axis.lo), torch.ones_like(x)
@@ -216,7 +219,8 @@ def _images(x: Tensor, axis: Binning) -> list[tuple[Tensor, Tensor]]:
         inside = z - w * period
         z = torch.where(odd, axis.lo + axis.hi - inside, inside)
         one = torch.where(odd, -one, one)
-    z = z + (z.clamp(axis.lo, axis.hi) - z).detach()  # where z is so large that no digit of its place is left
+    lost = (z - (axis.lo + axis.hi) / 2).abs() > w  # so large a value that the fold leaves no digit of it
+    z = torch.where(lost, axis.lo, z)
     reach = math.ceil(radius(axis.bandwidth, z.dtype) / axis.bins)
     images = []
     for j in range_(-reach, reach + 1):
