@@ -10,8 +10,7 @@
 #include "cpu/dispatch.h"
 
 STABLE_TORCH_LIBRARY(histloss, m) {
-  m.def(
-      "activation_maps(Tensor x, int bins, float lo, float hi, float bandwidth, int boundary) -> Tensor");
+  m.def("activation_maps(Tensor x, int bins, float lo, float hi, float bandwidth, int boundary) -> Tensor");
   m.def(
       "activation_maps_backward(Tensor grad, Tensor x, int bins, float lo, float hi, float bandwidth, "
       "int boundary) -> Tensor");
@@ -33,7 +32,8 @@ STABLE_TORCH_LIBRARY(histloss, m) {
 }
 
 extern "C" {
-static PyModuleDef histloss_module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+static PyModuleDef histloss_module = {
+    PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
 
 PyMODINIT_FUNC PyInit__C(void) {
   PyObject* module = PyModule_Create(&histloss_module);

@@ -48,7 +48,7 @@ def binning(bins: Any, range: Any, bandwidth: Any, boundary: Any) -> Binning:
     if not (isinstance(range, Sequence) and len(range) == 2 and all(map(_is_number, range))):
         raise TypeError(f"range must be a pair of numbers (lo, hi), got {range!r}")
     lo, hi = float(range[0]), float(range[1])
-    if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
+    if not -math.inf < lo < hi < math.inf:
         raise ValueError(f"range must be finite with lo < hi, got {range!r}")
     if not MIN_WIDTH <= (hi - lo) / bins <= MAX_WIDTH:
         raise ValueError(

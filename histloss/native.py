@@ -81,7 +81,6 @@ def available(x: Tensor) -> bool:
     return False
 
 
-@torch.compiler.assume_constant_result  # so that a compiled function warns too, while it is traced
 def _warn_reference(device: str) -> None:
     if _DISABLED or device in _warned:
         return
@@ -89,6 +88,10 @@ def _warn_reference(device: str) -> None:
     reason = _cpu_reason if device == "cpu" else f"there are no kernels for {device} tensors"
     warnings.warn(f"histloss runs in plain PyTorch, which is slow: {reason}", ReferenceWarning, stacklevel=4)
 
+
+# What torch.compiler.assume_constant_result does, which would import the whole compiler: a compiled function
+# warns too, while it is traced.
+_warn_reference._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 _warned = {"meta"}
 _DISABLED = os.environ.get("HISTLOSS_NATIVE") == "0"

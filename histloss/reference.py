@@ -139,8 +139,8 @@ def plane_mass(weight: Tensor | None, x: Tensor) -> Tensor | None:
     # differently for every number of threads.
     rows = torch.nn.functional.pad(weight, (0, -pixels % ROW)).unflatten(-1, ((pixels + ROW - 1) // ROW, ROW))
     total = rows.sum(-1, keepdim=True).sum(-2, keepdim=True)
-    checks.check_weight_values(weight, total)
-    mass = (rows / total.expand(*rows.shape[:-1], 1)).flatten(-2)[..., :pixels]
+    checks.check_weight_values(weight, total[..., 0, 0])
+    mass: Tensor = (rows / total.expand(*rows.shape[:-1], 1)).flatten(-2)[..., :pixels]
     return mass.expand(*x.shape[:2], -1).flatten(0, 1)
 
 

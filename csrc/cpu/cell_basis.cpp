@@ -71,7 +71,7 @@ struct OwnedBasis : CellBasis {
 };
 
 constexpr int kSamples = 200;
-constexpr double kRidge = 1e-8;      // keeps coefficients small where nodes nearly coincide
+constexpr double kRidge = 1e-8;  // keeps coefficients small where nodes nearly coincide
 
 std::unique_ptr<OwnedBasis> fit(double bandwidth, int nodes) {
   auto basis = std::make_unique<OwnedBasis>();

@@ -6,10 +6,10 @@
 namespace histloss::cpu {
 namespace {
 
-#define HISTLOSS_KERNELS(SIMD)                                                                          \
-  Kernels {                                                                                             \
-    #SIMD, SIMD::soft_histogram, SIMD::soft_histogram_backward, SIMD::joint_histogram,                  \
-        SIMD::joint_histogram_backward, SIMD::activation_maps, SIMD::activation_maps_backward           \
+#define HISTLOSS_KERNELS(SIMD)                                                                \
+  Kernels {                                                                                   \
+    #SIMD, SIMD::soft_histogram, SIMD::soft_histogram_backward, SIMD::joint_histogram,        \
+        SIMD::joint_histogram_backward, SIMD::activation_maps, SIMD::activation_maps_backward \
   }
 
 struct Level {
@@ -25,9 +25,8 @@ Kernels choose() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
-  const Level widest_first[] = {{HISTLOSS_KERNELS(avx512), avx512},
-                                {HISTLOSS_KERNELS(avx2), avx2},
-                                {HISTLOSS_KERNELS(sse), true}};
+  const Level widest_first[] = {
+      {HISTLOSS_KERNELS(avx512), avx512}, {HISTLOSS_KERNELS(avx2), avx2}, {HISTLOSS_KERNELS(sse), true}};
 #else
   const Level widest_first[] = {{HISTLOSS_KERNELS(generic), true}};
 #endif

@@ -56,7 +56,8 @@ void check_type(const Tensor& x, const char* name, ScalarType type) {
 struct Input {
   Tensor tensor;  // contiguous; keeps the data alive
   Image image;
-  Input(const Tensor& x) : tensor(torch::stable::contiguous(x)), image{tensor.const_data_ptr(), scalar_of(tensor)} {}
+  Input(const Tensor& x)
+      : tensor(torch::stable::contiguous(x)), image{tensor.const_data_ptr(), scalar_of(tensor)} {}
 };
 
 Input image_of(const Tensor& x, const char* name) {
@@ -68,7 +69,8 @@ Input image_of(const Tensor& x, const char* name) {
 struct Values {
   std::optional<Tensor> tensor;
   const void* data = nullptr;
-  Values(const std::optional<Tensor>& values, const char* name, const Tensor& x, std::initializer_list<int64_t> shape) {
+  Values(const std::optional<Tensor>& values, const char* name, const Tensor& x,
+         std::initializer_list<int64_t> shape) {
     if (!values.has_value()) return;
     check_shape(*values, name, shape);
     check_type(*values, name, accumulation_type(x));
@@ -95,12 +97,15 @@ Pixels pixels_of(const Tensor& x, const Values& mass) {
   return {x.size(0), x.size(1), mass.data, x.scalar_type() == ScalarType::Double};
 }
 
-Tensor activation_maps(const Tensor& x, int64_t bins, double lo, double hi, double bandwidth, int64_t boundary) {
+Tensor activation_maps(const Tensor& x, int64_t bins, double lo, double hi, double bandwidth,
+                       int64_t boundary) {
   const Axis axis = make_axis(bins, lo, hi, bandwidth, boundary);
   const Input in = image_of(x, "x");
   Tensor maps = new_values(x, {x.size(0), bins, x.size(1)});
-  kernels().activation_maps(
-      {axis, {x.size(0), x.size(1), nullptr, x.scalar_type() == ScalarType::Double}, in.image, maps.mutable_data_ptr()});
+  kernels().activation_maps({axis,
+                             {x.size(0), x.size(1), nullptr, x.scalar_type() == ScalarType::Double},
+                             in.image,
+                             maps.mutable_data_ptr()});
   return maps;
 }
 
@@ -153,14 +158,15 @@ Tensor joint_histogram(const Tensor& x, const Tensor& y, const std::optional<Ten
   check_type(y, "y", x.scalar_type());
   const Values m(mass, "mass", x, {x.size(0), x.size(1)});
   Tensor joint = new_values(x, {x.size(0), bins_x, bins_y});
-  kernels().joint_histogram({axis_x, axis_y, pixels_of(x, m), in_x.image, in_y.image, joint.mutable_data_ptr()});
+  kernels().joint_histogram(
+      {axis_x, axis_y, pixels_of(x, m), in_x.image, in_y.image, joint.mutable_data_ptr()});
   return joint;
 }
 
 std::tuple<Tensor, Tensor, Tensor> joint_histogram_backward(
     const Tensor& grad, const Tensor& x, const Tensor& y, const std::optional<Tensor>& mass, int64_t bins_x,
-    double lo_x, double hi_x, double bandwidth_x, int64_t boundary_x, int64_t bins_y, double lo_y, double hi_y,
-    double bandwidth_y, int64_t boundary_y, bool need_x, bool need_y, bool need_mass) {
+    double lo_x, double hi_x, double bandwidth_x, int64_t boundary_x, int64_t bins_y, double lo_y,
+    double hi_y, double bandwidth_y, int64_t boundary_y, bool need_x, bool need_y, bool need_mass) {
   const Axis axis_x = make_axis(bins_x, lo_x, hi_x, bandwidth_x, boundary_x);
   const Axis axis_y = make_axis(bins_y, lo_y, hi_y, bandwidth_y, boundary_y);
   const Input in_x = image_of(x, "x"), in_y = image_of(y, "y");

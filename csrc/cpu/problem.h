@@ -46,9 +46,9 @@ struct SoftHistogramBackward {
   Axis axis;
   Pixels pixels;
   Image x;
-  const void* grad;      // (planes, K)
-  MutableImage grad_x;   // (planes, count)
-  void* grad_mass;       // (planes, count) or null
+  const void* grad;     // (planes, K)
+  MutableImage grad_x;  // (planes, count)
+  void* grad_mass;      // (planes, count) or null
 };
 
 struct JointHistogram {

@@ -4,6 +4,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <bit>
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -68,20 +69,17 @@ void store(const MutableImage& image, int64_t begin, int64_t count, const T* val
 }  // namespace
 
 void* acquire_scratch(std::size_t bytes) {
-  const std::size_t size = ((bytes + kAlignment - 1) / kAlignment + 1) * kAlignment;
+  // Powers of two, so that one call's blocks serve the next; pages that nobody touches take no memory.
+  const std::size_t size = std::bit_ceil(bytes + kAlignment);
   {
     Pool& p = pool();
     const std::lock_guard<std::mutex> lock(p.mutex);
-    std::size_t best = p.idle.size();
-    for (std::size_t i = 0; i < p.idle.size(); ++i) {
-      const std::size_t have = size_of(p.idle[i]);
-      if (have >= size && (best == p.idle.size() || have < size_of(p.idle[best]))) best = i;
-    }
-    if (best < p.idle.size() && size_of(p.idle[best]) <= 2 * size) {
-      void* block = p.idle[best];
-      p.idle[best] = p.idle.back();
+    for (void*& idle : p.idle) {
+      if (size_of(idle) != size) continue;
+      void* block = idle;
+      idle = p.idle.back();
       p.idle.pop_back();
-      p.idle_bytes -= size_of(block);
+      p.idle_bytes -= size;
       return static_cast<char*>(block) + kAlignment;
     }
   }
@@ -109,8 +107,7 @@ int64_t thread_count() { return torch::stable::get_num_threads(); }
 
 void parallel_ranges(int64_t tasks, void (*body)(void*, int64_t, int64_t), void* context) {
   if (tasks == 0) return;
-  torch::stable::parallel_for(0, tasks, 1,
-                              [&](int64_t begin, int64_t end) { body(context, begin, end); });
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
 const float* load_pixels(const Image& image, int64_t begin, int64_t count, float* buffer) {

@@ -49,7 +49,8 @@ std::unique_ptr<Owned> fit(double bandwidth) {
     for (int t = 0; t < p->taps; ++t) {
       const auto kernel = [&](double v, bool slope) {
         const double distance = (s + (v + 1) / 2) / p->per_bin + p->radius - t - 1;
-        const double ep = std::exp(k.a * distance - k.log_2sinh), en = std::exp(-k.a * distance - k.log_2sinh);
+        const double ep = std::exp(k.a * distance - k.log_2sinh),
+                     en = std::exp(-k.a * distance - k.log_2sinh);
         const double pi = 1 / (k.coth + ep + en);
         return slope ? activation_slope(pi, ep, en, k.a) : pi;
       };

@@ -1,5 +1,5 @@
-// Joint histograms, float32: pixels are counting-sorted into tiles, a cell of x by a cell of y, and what a tile
-// holds at its nodes stays in registers while its pixels pass. See ../cell_basis.h for what nodes are.
+// Joint histograms, float32: pixels are counting-sorted into tiles, a cell of x by a cell of y, and what a
+// tile holds at its nodes stays in registers while its pixels pass. See ../cell_basis.h for what nodes are.
 #pragma once
 
 #include "../cell_basis.h"
@@ -166,13 +166,28 @@ struct Batch {
   alignas(64) float slope[kBatch * kNodes + 256];
 };
 
-// Of one or two pixels, whose e^(a t) and e^(-a t) the lanes of e and inverse hold.
-template <bool SLOPE>
-HISTLOSS_INLINE void activate_nodes(const CellBasis& basis, F32 e, F32 inverse, float* pi_out, float* slope_out) {
+struct Activation {
+  F32 pi, slope;
+};
+
+// Of one pixel, or two with eight nodes each, whose e^(a t) and e^(-a t) the lanes hold.
+HISTLOSS_INLINE Activation activation(const CellBasis& basis, F32 e, F32 inverse) {
   const F32 p = e * loadf(basis.p), n = inverse * loadf(basis.n);
   const F32 pi = reciprocal(splat<F32>(basis.coth) + p + n);
-  store(pi_out, pi);
-  if constexpr (SLOPE) store(slope_out, pi * pi * (n - p));
+  return {pi, pi * pi * (n - p)};
+}
+
+// e^(a t) and e^(-a t) of sixteen pixels.
+HISTLOSS_INLINE void exponentials(const CellAxis& axis, F32 z, F32& e, F32& inverse) {
+  e = exp_scaled<float>(axis.offset(z), axis.basis.a, axis.basis.a_low);
+  inverse = reciprocal(e);
+}
+
+template <bool SLOPE>
+HISTLOSS_INLINE void store_activation(const CellBasis& basis, F32 e, F32 inverse, float* pi, float* slope) {
+  const Activation here = activation(basis, e, inverse);
+  store(pi, here.pi);
+  if constexpr (SLOPE) store(slope, here.slope);
 }
 
 template <int I>
@@ -181,27 +196,29 @@ HISTLOSS_INLINE F32 two_lanes(F32 v) {
   return __builtin_shufflevector(v, v, a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b);
 }
 
-// Of sixteen pixels z.
+// The activations of sixteen pixels.
 template <int NODES, bool SLOPE>
 HISTLOSS_INLINE void activate(const CellAxis& axis, F32 z, float* pi, float* slope) {
   const CellBasis& basis = axis.basis;
-  const F32 e = exp_scaled<float>(axis.offset(z), basis.a, basis.a_low), inverse = reciprocal(e);
+  F32 e, inverse;
+  exponentials(axis, z, e, inverse);
   if constexpr (NODES == 8) {
-    activate_nodes<SLOPE>(basis, two_lanes<0>(e), two_lanes<0>(inverse), pi, slope);
-    activate_nodes<SLOPE>(basis, two_lanes<1>(e), two_lanes<1>(inverse), pi + 16, slope + 16);
-    activate_nodes<SLOPE>(basis, two_lanes<2>(e), two_lanes<2>(inverse), pi + 32, slope + 32);
-    activate_nodes<SLOPE>(basis, two_lanes<3>(e), two_lanes<3>(inverse), pi + 48, slope + 48);
-    activate_nodes<SLOPE>(basis, two_lanes<4>(e), two_lanes<4>(inverse), pi + 64, slope + 64);
-    activate_nodes<SLOPE>(basis, two_lanes<5>(e), two_lanes<5>(inverse), pi + 80, slope + 80);
-    activate_nodes<SLOPE>(basis, two_lanes<6>(e), two_lanes<6>(inverse), pi + 96, slope + 96);
-    activate_nodes<SLOPE>(basis, two_lanes<7>(e), two_lanes<7>(inverse), pi + 112, slope + 112);
+    store_activation<SLOPE>(basis, two_lanes<0>(e), two_lanes<0>(inverse), pi, slope);
+    store_activation<SLOPE>(basis, two_lanes<1>(e), two_lanes<1>(inverse), pi + 16, slope + 16);
+    store_activation<SLOPE>(basis, two_lanes<2>(e), two_lanes<2>(inverse), pi + 32, slope + 32);
+    store_activation<SLOPE>(basis, two_lanes<3>(e), two_lanes<3>(inverse), pi + 48, slope + 48);
+    store_activation<SLOPE>(basis, two_lanes<4>(e), two_lanes<4>(inverse), pi + 64, slope + 64);
+    store_activation<SLOPE>(basis, two_lanes<5>(e), two_lanes<5>(inverse), pi + 80, slope + 80);
+    store_activation<SLOPE>(basis, two_lanes<6>(e), two_lanes<6>(inverse), pi + 96, slope + 96);
+    store_activation<SLOPE>(basis, two_lanes<7>(e), two_lanes<7>(inverse), pi + 112, slope + 112);
   } else {
     alignas(64) float lane[16], inverse_lane[16];
     store(lane, e);
     store(inverse_lane, inverse);
 #pragma GCC unroll 4
     for (int k = 0; k < 16; ++k)
-      activate_nodes<SLOPE>(basis, splat<F32>(lane[k]), splat<F32>(inverse_lane[k]), pi + k * 16, slope + k * 16);
+      store_activation<SLOPE>(basis, splat<F32>(lane[k]), splat<F32>(inverse_lane[k]), pi + k * 16,
+                              slope + k * 16);
   }
 }
 
@@ -263,7 +280,8 @@ class Mix {
 
  private:
   static int64_t capacity(const CellAxis& axis, const Fold& fold) {
-    return fold.length * axis.basis.nodes * ((axis.basis.taps + axis.basis.cell_bins - 1) / axis.basis.cell_bins);
+    return fold.length * axis.basis.nodes *
+           ((axis.basis.taps + axis.basis.cell_bins - 1) / axis.basis.cell_bins);
   }
 
   // The terms of index i of the extended range.
@@ -290,7 +308,7 @@ class Mix {
 
 // How many planes to work on at once: few enough to stay in the caches, enough to keep the threads busy.
 HISTLOSS_INLINE int64_t planes_at_once(int64_t planes, int64_t parts, int64_t bytes_per_plane) {
-  constexpr int64_t budget = 8 << 20;
+  constexpr int64_t budget = 4 << 20;
   const int64_t busy = (2 * thread_count() + parts - 1) / parts, fit = budget / bytes_per_plane;
   const int64_t n = busy > fit ? busy : fit;
   return n < planes ? n : planes;

@@ -21,9 +21,9 @@ double share(const Pixels& pixels) {
 
 // The node sums of one part of a plane.
 struct TileSums {
-  float* sums;        // (tiles, 16, 16)
-  float* rounding;    // what float32 lost of each sum so far; null if every tile is written once
-  uint8_t* touched;   // (tiles)
+  float* sums;       // (tiles, 16, 16)
+  float* rounding;   // what float32 lost of each sum so far; null if every tile is written once
+  uint8_t* touched;  // (tiles)
 };
 
 // sums[row] += value. The rounding of a long sum is kept aside, so that it does not grow with the image.
@@ -89,7 +89,8 @@ void add_tiles(const Tiles& tiles, const TileOrder& order, const float* mass, co
       for (int64_t k = 0; k < n; ++k)
         store(x.pi + k * kNodes, loadf(x.pi + k * kNodes) * mass[order.index()[start + k]]);
     order.runs(start, start + n, tile, [&](int64_t t, int64_t first, int64_t last) {
-      const float *const pi_x = x.pi + (first - start) * kNodes, *const pi_y = y.pi + (first - start) * kNodes;
+      const float *const pi_x = x.pi + (first - start) * kNodes, *const pi_y =
+                                                                     y.pi + (first - start) * kNodes;
       const bool begins = first == order.begin(t), ends = last == order.end(t);
       if (begins && ends) {
         outer_products(pi_x, pi_y, last - first, [&](int row, F32 sum) { add_row(out, t, row, sum); });
@@ -115,7 +116,8 @@ void sum_part(const JointHistogram& job, const Tiles& tiles, TileOrder& order, i
     float* const no_sign = nullptr;
     x = fold_pixels(tiles.x.position, x, n, x_buffer.get() + kChunk, no_sign, nullptr);
     y = fold_pixels(tiles.y.position, y, n, y_buffer.get() + kChunk, no_sign, nullptr);
-    const float* mass = job.pixels.mass == nullptr ? nullptr : static_cast<const float*>(job.pixels.mass) + at;
+    const float* mass =
+        job.pixels.mass == nullptr ? nullptr : static_cast<const float*>(job.pixels.mass) + at;
     order.sort(x, y, n);
     add_tiles(tiles, order, mass, out);
   }
@@ -211,12 +213,14 @@ void joint_by_tiles(const JointHistogram& job, const Tiles& tiles) {
   const bool long_sums = parts.size > kChunk;
   const int64_t group = planes_at_once(pixels.planes, parts.count, parts.count * tile_bytes);
   const int64_t slots = group * parts.count;
-  const Scratch<float> sums(slots * tiles.count * kTile), rounding(long_sums ? slots * tiles.count * kTile : 0);
+  const Scratch<float> sums(slots * tiles.count * kTile),
+      rounding(long_sums ? slots * tiles.count * kTile : 0);
   const Scratch<uint8_t> touched(slots * tiles.count);
   const Scratch<TileSums> slot(slots);
   for (int64_t s = 0; s < slots; ++s)
     slot[s] = {sums.get() + s * tiles.count * kTile,
-               long_sums ? rounding.get() + s * tiles.count * kTile : nullptr, touched.get() + s * tiles.count};
+               long_sums ? rounding.get() + s * tiles.count * kTile : nullptr,
+               touched.get() + s * tiles.count};
 
   const int64_t kx = job.axis_x.bins, ky = job.axis_y.bins;
   const Mix mix_x(tiles.x, Fold(tiles.x.position, tiles.x.length), tiles.y.count * kTile);
@@ -228,8 +232,8 @@ void joint_by_tiles(const JointHistogram& job, const Tiles& tiles) {
       TileOrder order(tiles);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t plane = plane0 + task / parts.count, part = task % parts.count;
-        sum_part(job, tiles, order, plane * pixels.count + parts.begin(part), parts.length(part, pixels.count),
-                 slot[task]);
+        sum_part(job, tiles, order, plane * pixels.count + parts.begin(part),
+                 parts.length(part, pixels.count), slot[task]);
       }
     });
     parallel_for(planes * tiles.x.count, [&](int64_t begin, int64_t end) {
@@ -241,7 +245,8 @@ void joint_by_tiles(const JointHistogram& job, const Tiles& tiles) {
       const MixRows mix(tiles, mix_x, mix_y, ky);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t plane = task / blocks, k = task % blocks * 16;
-        mix.compute(slot[plane * parts.count].sums, k, kx - k < 16 ? kx - k : 16, static_cast<float>(share(pixels)),
+        mix.compute(slot[plane * parts.count].sums, k, kx - k < 16 ? kx - k : 16,
+                    static_cast<float>(share(pixels)),
                     static_cast<float*>(job.joint) + ((plane0 + plane) * kx + k) * ky);
       }
     });
@@ -250,8 +255,8 @@ void joint_by_tiles(const JointHistogram& job, const Tiles& tiles) {
 
 // ---- directly
 
-void add_pixels(const JointHistogram& job, const Taps& taps_x, const Taps& taps_y, int64_t first, int64_t count,
-                double* sums) {
+void add_pixels(const JointHistogram& job, const Taps& taps_x, const Taps& taps_y, int64_t first,
+                int64_t count, double* sums) {
   constexpr int64_t kBlock = 1024;
   const Scratch<double> pi_x(taps_x.stride), pi_y(taps_y.stride), buffer(5 * kBlock);
   const Image mass = values(job.pixels.mass, job.pixels.is_double);
@@ -273,15 +278,16 @@ void add_pixels(const JointHistogram& job, const Taps& taps_x, const Taps& taps_
       for (int64_t t = 0; t < taps_x.taps; ++t) {
         double* const out = sums + (begin_x + t) * row + begin_y;
         const double wx = weight * pi_x[t];
-        for (int64_t s = 0; s < taps_y.stride; s += 8) store(out + s, loadd(out + s) + wx * loadd(pi_y.get() + s));
+        for (int64_t s = 0; s < taps_y.stride; s += 8)
+          store(out + s, loadd(out + s) + wx * loadd(pi_y.get() + s));
       }
     }
   }
 }
 
 template <class T>
-void fold_row(const Fold& fold_x, const Fold& fold_y, const double* parts, int64_t count, int64_t row, int64_t k,
-              double scale, double* extended, double* folded, T* out) {
+void fold_row(const Fold& fold_x, const Fold& fold_y, const double* parts, int64_t count, int64_t row,
+              int64_t k, double scale, double* extended, double* folded, T* out) {
   std::memset(extended, 0, static_cast<std::size_t>(row) * sizeof(double));
   fold_x.each(k, [&](int64_t i) {
     for (int64_t p = 0; p < count; ++p) {
@@ -320,11 +326,11 @@ void joint_directly(const JointHistogram& job, const Taps& taps_x, const Taps& t
         const double* plane = sums.get() + task / kx * parts.count * size;
         const int64_t at = (plane0 * kx + task) * ky;
         if (pixels.is_double)
-          fold_row(fold_x, fold_y, plane, parts.count, row, task % kx, share(pixels), extended.get(), folded.get(),
-                   static_cast<double*>(job.joint) + at);
+          fold_row(fold_x, fold_y, plane, parts.count, row, task % kx, share(pixels), extended.get(),
+                   folded.get(), static_cast<double*>(job.joint) + at);
         else
-          fold_row(fold_x, fold_y, plane, parts.count, row, task % kx, share(pixels), extended.get(), folded.get(),
-                   static_cast<float*>(job.joint) + at);
+          fold_row(fold_x, fold_y, plane, parts.count, row, task % kx, share(pixels), extended.get(),
+                   folded.get(), static_cast<float*>(job.joint) + at);
       }
     });
   }

@@ -42,8 +42,7 @@ void fold_rows(const Tiles& tiles, const Fold& fold, int64_t cell, const float* 
       weight[terms++] = w;
     };
     if (basis.node_taps != 0) add(before + r, 1.0f);
-    for (int o = 0; o < basis.outer_taps; ++o)
-      add(basis.outer_position(o), basis.mix[o * basis.nodes + r]);
+    for (int o = 0; o < basis.outer_taps; ++o) add(basis.outer_position(o), basis.mix[o * basis.nodes + r]);
     combine(columns, kNodes, offset, weight, terms, tiles.y.count, out + r * kNodes, basis.nodes * kNodes);
   }
 }
@@ -56,8 +55,10 @@ struct Gradients {
 // X: the gradient of x is wanted. Y: that of y or of the mass.
 template <int NODES, bool X, bool Y>
 void gather(const Tiles& tiles, const TileOrder& order, const float* grad, const Gradients& out) {
-  Batch x, y;
-  alignas(64) float product_mass[kBatch * kNodes];  // those of x and y take the place of what they are made of
+  Batch x;
+  alignas(64) float e_y[kBatch], inverse_y[kBatch];
+  alignas(64) float product_x[kBatch * kNodes + 256], product_y[kBatch * kNodes + 256],
+      product_mass[kBatch * kNodes];
   int64_t tile = 0;
   const int64_t count = order.placed();
   for (int64_t start = 0, n = 0; start < count; start += n) {
@@ -66,7 +67,10 @@ void gather(const Tiles& tiles, const TileOrder& order, const float* grad, const
       F32 zx, zy;
       order.pixels(start + i, zx, zy);
       activate<NODES, X>(tiles.x, zx, x.pi + i * NODES, x.slope + i * NODES);
-      activate<kNodes, Y>(tiles.y, zy, y.pi + i * kNodes, y.slope + i * kNodes);
+      F32 e, inverse;
+      exponentials(tiles.y, zy, e, inverse);
+      store(e_y + i, e);
+      store(inverse_y + i, inverse);
     }
     order.runs(start, start + n, tile, [&](int64_t t, int64_t first, int64_t last) {
       F32 rows[NODES];
@@ -79,16 +83,18 @@ void gather(const Tiles& tiles, const TileOrder& order, const float* grad, const
           if constexpr (X) across_slope += x.slope[k * NODES + r] * rows[r];
           if constexpr (Y) across += x.pi[k * NODES + r] * rows[r];
         }
+        const Activation y = activation(tiles.y.basis, splat<F32>(e_y[k]), splat<F32>(inverse_y[k]));
+        if constexpr (X) store(product_x + k * kNodes, across_slope * y.pi);
+        if constexpr (Y) store(product_y + k * kNodes, across * y.slope);
         if constexpr (Y)
-          if (out.mass != nullptr) store(product_mass + k * kNodes, across * loadf(y.pi + k * kNodes));
-        if constexpr (X) store(y.pi + k * kNodes, across_slope * loadf(y.pi + k * kNodes));
-        if constexpr (Y) store(y.slope + k * kNodes, across * loadf(y.slope + k * kNodes));
+          if (out.mass != nullptr) store(product_mass + k * kNodes, across * y.pi);
       }
     });
     const auto scatter = [&](const float* product, float scale, float* to) {
       for (int64_t k = 0; k < n; k += 16) {
         alignas(64) float sums[16];
         store(sums, sum_lanes(product + k * kNodes) * scale);
+        in_memory(sums);
         const uint16_t* index = order.index() + start + k;
         if (n - k >= 16) {
 #pragma GCC unroll 16
@@ -98,9 +104,9 @@ void gather(const Tiles& tiles, const TileOrder& order, const float* grad, const
         }
       }
     };
-    if constexpr (X) scatter(y.pi, out.scale_x, out.x);
+    if constexpr (X) scatter(product_x, out.scale_x, out.x);
     if constexpr (Y) {
-      if (out.y != nullptr) scatter(y.slope, out.scale_y, out.y);
+      if (out.y != nullptr) scatter(product_y, out.scale_y, out.y);
       if (out.mass != nullptr) scatter(product_mass, 1.0f, out.mass);
     }
   }
@@ -125,7 +131,7 @@ void backward_by_tiles(const JointHistogramBackward& job, const Tiles& tiles) {
   const bool to_mass = job.grad_mass != nullptr;
   const double scale_x = share(pixels) * ax.basis.a / job.axis_x.width();
   const double scale_y = share(pixels) * ay.basis.a / job.axis_y.width();
-  const auto gather_pixels = !to_x ? gather<NODES, false, true>
+  const auto gather_pixels = !to_x             ? gather<NODES, false, true>
                              : to_y || to_mass ? gather<NODES, true, true>
                                                : gather<NODES, true, false>;
 
@@ -134,8 +140,8 @@ void backward_by_tiles(const JointHistogramBackward& job, const Tiles& tiles) {
     parallel_for(planes * kx, [&](int64_t begin, int64_t end) {
       const Scratch<float> extended(ay.row());
       for (int64_t task = begin; task < end; ++task)
-        fold_columns(ay, fold_y, static_cast<const float*>(job.grad) + (plane0 * kx + task) * ky, extended.get(),
-                     columns.get() + task * ay.count * kNodes);
+        fold_columns(ay, fold_y, static_cast<const float*>(job.grad) + (plane0 * kx + task) * ky,
+                     extended.get(), columns.get() + task * ay.count * kNodes);
     });
     parallel_for(planes * ax.count, [&](int64_t begin, int64_t end) {
       const Scratch<float> weight(ax.basis.taps);

@@ -1,8 +1,9 @@
 // From a pixel's value to its place among the bins.
 //
-// Kernels work on the range extended at both ends by the bins that pixels inside it touch; the ends are folded
-// in afterwards (reflect: mirrored; cyclic: wrapped; open: dropped). Under `open` pixels outside the range
-// still touch bins inside, so the axis begins a margin before lo; otherwise they are brought inside first.
+// Kernels work on the range extended at both ends by the bins that pixels inside it touch; the ends are
+// folded in afterwards (reflect: mirrored; cyclic: wrapped; open: dropped). Under `open` pixels outside the
+// range still touch bins inside, so the axis begins a margin before lo; otherwise they are brought inside
+// first.
 #pragma once
 
 #include "../problem.h"

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -21,7 +21,8 @@ using F32 = float __attribute__((vector_size(64)));
 using I32 = int32_t __attribute__((vector_size(64)));
 using F64 = double __attribute__((vector_size(64)));
 using I64 = int64_t __attribute__((vector_size(64)));
-using F32x8 = float __attribute__((vector_size(32)));
+using F32x4 = float __attribute__((vector_size(16)));
+using F64x4 = double __attribute__((vector_size(32)));
 
 // The vector of a scalar type, and the integers of the same size that its comparisons give.
 template <class T>
@@ -62,6 +63,20 @@ HISTLOSS_INLINE void store(T* p, V v) {
 HISTLOSS_INLINE F32 loadf(const float* p) { return load<F32>(p); }
 HISTLOSS_INLINE F64 loadd(const double* p) { return load<F64>(p); }
 
+HISTLOSS_INLINE F64x4 widen(F32x4 v) {
+#if defined(__AVX2__)
+  return reinterpret_cast<F64x4>(_mm256_cvtps_pd(reinterpret_cast<__m128>(v)));  // GCC 12 makes four of it
+#else
+  return __builtin_convertvector(v, F64x4);
+#endif
+}
+
+// Makes the compiler keep an array in memory, where scalars load faster than they are extracted from vectors.
+template <class T>
+HISTLOSS_INLINE void in_memory(T& array) {
+  asm("" : "+m"(array));
+}
+
 HISTLOSS_INLINE F64 low_half(F32 v) {
   return __builtin_convertvector(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), F64);
 }
@@ -75,7 +90,8 @@ HISTLOSS_INLINE void add_wide(double* sums, F32 v) {
   store(sums + 8, loadd(sums + 8) + high_half(v));
 }
 
-// The same number in every lane: x - 0 is x whatever its sign, so that no subtraction is made (0 + x would be).
+// The same number in every lane: x - 0 is x whatever its sign, so that no subtraction is made (0 + x would
+// be).
 template <class V, class T>
 HISTLOSS_INLINE V splat(T x) {
   return x - V{};
@@ -144,7 +160,9 @@ HISTLOSS_INLINE typename Simd<T>::Vector exp_scaled(typename Simd<T>::Vector x, 
   return reinterpret_cast<V>(reinterpret_cast<typename S::Integers>(e) + exponent);
 }
 
-HISTLOSS_INLINE double sum(F64 v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+HISTLOSS_INLINE double sum(F64 v) {
+  return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
 
 // Rows to columns, in place, by four perfect shuffles.
 HISTLOSS_INLINE void transpose(F32 (&m)[16]) {
@@ -155,8 +173,8 @@ HISTLOSS_INLINE void transpose(F32 (&m)[16]) {
     for (int i = 0; i < 8; ++i) {
       t[2 * i] =
           __builtin_shufflevector(m[i], m[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-      t[2 * i + 1] =
-          __builtin_shufflevector(m[i], m[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+      t[2 * i + 1] = __builtin_shufflevector(m[i], m[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14,
+                                             30, 15, 31);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) m[i] = t[i];
@@ -175,13 +193,15 @@ HISTLOSS_INLINE F32 sum_lanes(const float* rows) {
   F32 b[4];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i)
-    b[i] = __builtin_shufflevector(a[i], a[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
-           __builtin_shufflevector(a[i], a[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    b[i] =
+        __builtin_shufflevector(a[i], a[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+        __builtin_shufflevector(a[i], a[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
   F32 c[2];
 #pragma GCC unroll 2
   for (int i = 0; i < 2; ++i)
-    c[i] = __builtin_shufflevector(b[i], b[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-           __builtin_shufflevector(b[i], b[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    c[i] =
+        __builtin_shufflevector(b[i], b[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+        __builtin_shufflevector(b[i], b[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
   return __builtin_shufflevector(c[0], c[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
          __builtin_shufflevector(c[0], c[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }

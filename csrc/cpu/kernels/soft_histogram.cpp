@@ -6,7 +6,8 @@ namespace {
 
 // Both methods add one part of a plane to `sums`, the extended range.
 
-void add_moments(const SoftHistogram& job, const Subcells& cells, int64_t first, int64_t count, double* sums) {
+void add_moments(const SoftHistogram& job, const Subcells& cells, int64_t first, int64_t count,
+                 double* sums) {
   const SubcellPolynomials& poly = cells.polynomials;
   const Scratch<double> moments(cells.count * kMoments);
   std::memset(moments.get(), 0, static_cast<std::size_t>(cells.count) * kMoments * sizeof(double));
@@ -22,14 +23,16 @@ void add_moments(const SoftHistogram& job, const Subcells& cells, int64_t first,
       F32 weight = place.valid ? splat<F32>(1.0f) : F32{};
       if (m != nullptr) weight = weight * load_part(m + i, n - i, 0.0f);
       alignas(64) float rows[16][kMoments];
-      alignas(64) int32_t subcell[16];
+      alignas(64) uint32_t offset[16];
       const F32 v1 = weight * place.v, v2 = v1 * place.v, v3 = v2 * place.v;
       to_pixels(weight, v1, v2, v3, rows);
-      store(subcell, place.subcell);
+      store(offset, place.subcell * kMoments);
+      in_memory(rows);
+      in_memory(offset);
 #pragma GCC unroll 16
       for (int p = 0; p < 16; ++p) {
-        double* cell = moments.get() + static_cast<int64_t>(subcell[p]) * kMoments;
-        store(cell, load<F64x4>(cell) + __builtin_convertvector(load<F32x4>(rows[p]), F64x4));
+        double* const cell = moments.get() + offset[p];
+        store(cell, load<F64x4>(cell) + widen(load<F32x4>(rows[p])));
       }
     }
   }
@@ -41,8 +44,8 @@ void add_moments(const SoftHistogram& job, const Subcells& cells, int64_t first,
       for (int f = 0; f < functions; f += kMoments)
 #pragma GCC unroll 4
         for (int r = 0; r < kMoments; ++r)
-          sum[r] +=
-              static_cast<float>(moment[f + r]) * loadf(poly.value + static_cast<int64_t>(f + r) * poly.stride + t);
+          sum[r] += static_cast<float>(moment[f + r]) *
+                    loadf(poly.value + static_cast<int64_t>(f + r) * poly.stride + t);
       add_wide(sums + group + t, (sum[0] + sum[1]) + (sum[2] + sum[3]));
     }
   }
@@ -83,7 +86,8 @@ void sum_parts(const SoftHistogram& job, const Fold& fold, int64_t row, const Ad
       add_part(plane * pixels.count + parts.begin(part), parts.length(part, pixels.count), mine);
     }
   });
-  const double share = pixels.mass != nullptr || pixels.count == 0 ? 1.0 : 1.0 / static_cast<double>(pixels.count);
+  const double share =
+      pixels.mass != nullptr || pixels.count == 0 ? 1.0 : 1.0 / static_cast<double>(pixels.count);
   const int64_t bins = job.axis.bins;
   const Scratch<double> folded(bins);
   for (int64_t plane = 0; plane < pixels.planes; ++plane) {
@@ -106,8 +110,9 @@ void sum_parts(const SoftHistogram& job, const Fold& fold, int64_t row, const Ad
 void soft_histogram(const SoftHistogram& job) {
   if (const SubcellPolynomials* p = polynomials_that_pay(job.axis, job.pixels)) {
     const Subcells cells(job.axis, *p);
-    sum_parts(job, Fold(cells.position, cells.length), cells.length + p->stride,
-              [&](int64_t first, int64_t count, double* sums) { add_moments(job, cells, first, count, sums); });
+    sum_parts(
+        job, Fold(cells.position, cells.length), cells.length + p->stride,
+        [&](int64_t first, int64_t count, double* sums) { add_moments(job, cells, first, count, sums); });
   } else {
     const Taps taps(job.axis, job.pixels.is_double);
     sum_parts(job, Fold(taps.position, taps.length), taps.row(),

@@ -5,7 +5,8 @@ namespace histloss::cpu::HISTLOSS_SIMD {
 namespace {
 
 // One function of a pixel's value a gradient: its cubics on every subcell of a plane, (subcells, 4).
-void tabulate(const Subcells& cells, const float* extended_grad, const float* by_tap, double scale, float* table) {
+void tabulate(const Subcells& cells, const float* extended_grad, const float* by_tap, double scale,
+              float* table) {
   const SubcellPolynomials& poly = cells.polynomials;
   const int functions = poly.per_bin * kMoments;
   for (int64_t group = 0; group < cells.groups; ++group) {
@@ -24,11 +25,10 @@ void tabulate(const Subcells& cells, const float* extended_grad, const float* by
   }
 }
 
-HISTLOSS_INLINE F32 look_up(const float* table, const int32_t* subcell, const Subcells::Place& place) {
+HISTLOSS_INLINE F32 look_up(const float* table, const uint32_t* offset, const Subcells::Place& place) {
   alignas(64) float rows[16][kMoments];
 #pragma GCC unroll 16
-  for (int p = 0; p < 16; ++p)
-    store(rows[p], load<F32x4>(table + static_cast<int64_t>(subcell[p]) * kMoments));
+  for (int p = 0; p < 16; ++p) store(rows[p], load<F32x4>(table + offset[p]));
   F32 c0, c1, c2, c3;
   from_pixels(rows, c0, c1, c2, c3);
   const F32 y = ((c3 * place.v + c2) * place.v + c1) * place.v + c0;
@@ -58,7 +58,8 @@ void backward_by_subcells(const SoftHistogramBackward& job, const Subcells& cell
   parallel_for(pixels.planes * parts.count, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t plane = task / parts.count, part = task % parts.count;
-      const int64_t first = plane * pixels.count + parts.begin(part), count = parts.length(part, pixels.count);
+      const int64_t first = plane * pixels.count + parts.begin(part),
+                    count = parts.length(part, pixels.count);
       const float* slope = slopes.get() + plane * size;
       const float* height = heights.get() + plane * size;
       for (int64_t block = 0; block < count; block += kBlock) {
@@ -71,16 +72,16 @@ void backward_by_subcells(const SoftHistogramBackward& job, const Subcells& cell
         float* out = to_x ? pixels_to_store(job.grad_x, at, out_buffer) : nullptr;
         for (int64_t i = 0; i < n; i += 16) {
           const auto place = cells.locate(load_part(z + i, n - i, NAN));
-          alignas(64) int32_t subcell[16];
-          store(subcell, place.subcell);
+          alignas(64) uint32_t offset[16];
+          store(offset, place.subcell * kMoments);
           if (to_x) {
-            F32 g = look_up(slope, subcell, place);
+            F32 g = look_up(slope, offset, place);
             if (m != nullptr) g = g * load_part(m + i, n - i, 0.0f);
             if (mirrored) g = g * load_part(sign + i, n - i, 1.0f);
             store_part(out + i, g, n - i);
           }
           if (to_mass)
-            store_part(static_cast<float*>(job.grad_mass) + at + i, look_up(height, subcell, place), n - i);
+            store_part(static_cast<float*>(job.grad_mass) + at + i, look_up(height, offset, place), n - i);
         }
         if (to_x) store_pixels(job.grad_x, at, n, out);
       }
@@ -112,7 +113,8 @@ void backward_by_taps(const SoftHistogramBackward& job, const Taps& taps) {
       const int64_t plane = task / parts.count, part = task % parts.count;
       const int64_t at = plane * pixels.count + parts.begin(part), n = parts.length(part, pixels.count);
       const double* grad = extended.get() + plane * row;
-      double buffer[kBlock], folded[kBlock], sign[kBlock], mass_buffer[kBlock], out_x[kBlock], out_mass[kBlock];
+      double buffer[kBlock], folded[kBlock], sign[kBlock], mass_buffer[kBlock], out_x[kBlock],
+          out_mass[kBlock];
       bool mirrored;
       const double* z = load_pixels(job.x, at, n, buffer);
       z = fold_pixels(taps.position, z, n, folded, sign, &mirrored);

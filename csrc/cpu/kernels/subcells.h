@@ -7,9 +7,6 @@
 namespace histloss::cpu {
 namespace {
 
-using F32x4 = float __attribute__((vector_size(16)));
-using F64x4 = double __attribute__((vector_size(32)));
-
 struct Subcells {
   Position<float> position;
   const SubcellPolynomials& polynomials;
@@ -49,9 +46,11 @@ HISTLOSS_INLINE void to_pixels(F32 r0, F32 r1, F32 r2, F32 r3, float (*out)[4]) 
   const F32 c = __builtin_shufflevector(r2, r3, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const F32 d = __builtin_shufflevector(r2, r3, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   store(&out[0][0], __builtin_shufflevector(a, c, 0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23));
-  store(&out[4][0], __builtin_shufflevector(a, c, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31));
+  store(&out[4][0],
+        __builtin_shufflevector(a, c, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31));
   store(&out[8][0], __builtin_shufflevector(b, d, 0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23));
-  store(&out[12][0], __builtin_shufflevector(b, d, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31));
+  store(&out[12][0],
+        __builtin_shufflevector(b, d, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31));
 }
 
 HISTLOSS_INLINE void from_pixels(const float (*in)[4], F32& r0, F32& r1, F32& r2, F32& r3) {
@@ -89,9 +88,9 @@ HISTLOSS_INLINE const SubcellPolynomials* polynomials_that_pay(const Axis& axis,
   return p;
 }
 
-constexpr int64_t kPart = 32768;   // pixels
+constexpr int64_t kPart = 32768;  // pixels
 constexpr int64_t kMostParts = 16;
-constexpr int64_t kBlock = 1024;   // pixels that are widened and folded together
+constexpr int64_t kBlock = 1024;  // pixels that are widened and folded together
 
 }  // namespace
 }  // namespace histloss::cpu

@@ -38,7 +38,8 @@ struct Taps {
     const double nearest = static_cast<double>(first - position.padding()) + 0.5;
     const double t0 = position.distance(z, nearest);
     const F64 lane = {0, 1, 2, 3, 4, 5, 6, 7};
-    const F64 low = splat<F64>(-80.0), high = splat<F64>(80.0);  // e^80 is as good as infinite, and e^160 still finite
+    const F64 low = splat<F64>(-80.0),
+              high = splat<F64>(80.0);  // e^80 is as good as infinite, and e^160 still finite
     for (int64_t i = 0; i < stride; i += 8) {
       const F64 t = t0 - static_cast<double>(i) - lane;
       const F64 up = minimum(maximum(t * kernel.a - kernel.log_2sinh, low), high);
