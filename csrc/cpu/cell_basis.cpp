@@ -62,8 +62,8 @@ Layout layout(double bandwidth, int nodes) {
   if (nodes == 8) return {2, on_bins};
   if (bandwidth <= 0.5) return {10, on_bins};
   if (bandwidth <= kNodesOnBins) return {8, on_bins};
-  const int cell_bins = static_cast<int>(4.5 * bandwidth);
-  return {cell_bins, cell_bins / 2.0 + 2 * bandwidth};
+  const int cell_bins = static_cast<int>(4 * bandwidth);
+  return {cell_bins, cell_bins / 2.0 + 2.25 * bandwidth};
 }
 
 struct OwnedBasis : CellBasis {

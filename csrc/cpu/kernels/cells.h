@@ -27,20 +27,25 @@ struct CellAxis {
   // An extended row, with room for the vectors that begin at its last taps.
   int64_t row() const { return length + kNodes; }
 
-  // The cell of z, 0 where there is none.
-  HISTLOSS_INLINE I32 locate(F32 z, I32& valid) const {
-    const F32 f = (position.coarse(z) + static_cast<float>(position.margin)) *
-                  (1.0f / static_cast<float>(basis.cell_bins));
+  // Where z lies, in bins from the first cell's beginning: good to find its cell and bin.
+  HISTLOSS_INLINE F32 place(F32 z) const { return position.coarse(z) + static_cast<float>(position.margin); }
+
+  // The cell of a place, 0 where there is none.
+  HISTLOSS_INLINE I32 cell(F32 place, I32& valid) const {
+    const F32 f = place * (1.0f / static_cast<float>(basis.cell_bins));
     valid = (f >= 0.0f) & (f < static_cast<float>(count));
     return __builtin_convertvector(valid ? f : F32{}, I32);
   }
 
-  // z's distance in bins from the centre of its cell.
-  HISTLOSS_INLINE F32 offset(F32 z) const {
+  // e^(a t) and e^(-a t) of sixteen pixels, t being the distance from the centre of their cell.
+  HISTLOSS_INLINE void exponentials(F32 z, F32& e, F32& inverse) const {
     I32 valid;
-    const F32 cell = __builtin_convertvector(locate(z, valid), F32);
-    return position.distance(
-        z, (cell + 0.5f) * static_cast<float>(basis.cell_bins) - static_cast<float>(position.margin));
+    const F32 at = place(z), index = __builtin_convertvector(cell(at, valid), F32);
+    const F32 bin = __builtin_convertvector(__builtin_convertvector(valid ? at : F32{}, I32), F32) + 0.5f;
+    const F32 whole = bin - (index + 0.5f) * static_cast<float>(basis.cell_bins);
+    const F32 fraction = position.distance(z, bin - static_cast<float>(position.margin));
+    e = exp_scaled(whole, fraction, basis.a, basis.a_low);
+    inverse = reciprocal(e);
   }
 };
 
@@ -140,8 +145,8 @@ class TileOrder {
     const int32_t columns = static_cast<int32_t>(tiles_.y.count), none = static_cast<int32_t>(tiles_.count);
     for (int64_t i = 0; i < n; i += 16) {
       I32 valid_x, valid_y;
-      const I32 cell_x = tiles_.x.locate(load_lanes(x + i, n - i), valid_x);
-      const I32 cell_y = tiles_.y.locate(load_lanes(y + i, n - i), valid_y);
+      const I32 cell_x = tiles_.x.cell(tiles_.x.place(load_lanes(x + i, n - i)), valid_x);
+      const I32 cell_y = tiles_.y.cell(tiles_.y.place(load_lanes(y + i, n - i)), valid_y);
       store(key_.get() + i, valid_x & valid_y ? cell_x * columns + cell_y : splat<I32>(none));
     }
   }
@@ -177,12 +182,6 @@ HISTLOSS_INLINE Activation activation(const CellBasis& basis, F32 e, F32 inverse
   return {pi, pi * pi * (n - p)};
 }
 
-// e^(a t) and e^(-a t) of sixteen pixels.
-HISTLOSS_INLINE void exponentials(const CellAxis& axis, F32 z, F32& e, F32& inverse) {
-  e = exp_scaled<float>(axis.offset(z), axis.basis.a, axis.basis.a_low);
-  inverse = reciprocal(e);
-}
-
 template <bool SLOPE>
 HISTLOSS_INLINE void store_activation(const CellBasis& basis, F32 e, F32 inverse, float* pi, float* slope) {
   const Activation here = activation(basis, e, inverse);
@@ -201,7 +200,7 @@ template <int NODES, bool SLOPE>
 HISTLOSS_INLINE void activate(const CellAxis& axis, F32 z, float* pi, float* slope) {
   const CellBasis& basis = axis.basis;
   F32 e, inverse;
-  exponentials(axis, z, e, inverse);
+  axis.exponentials(z, e, inverse);
   if constexpr (NODES == 8) {
     store_activation<SLOPE>(basis, two_lanes<0>(e), two_lanes<0>(inverse), pi, slope);
     store_activation<SLOPE>(basis, two_lanes<1>(e), two_lanes<1>(inverse), pi + 16, slope + 16);
@@ -222,8 +221,11 @@ HISTLOSS_INLINE void activate(const CellAxis& axis, F32 z, float* pi, float* slo
   }
 }
 
-// Whether a plane has the pixels to pay for tiles that hold `size` numbers each.
+// Whether a plane has the pixels to pay for tiles that hold `size` numbers each. Where the range is short
+// beside the kernel, many taps fold onto every bin and so would the rounding of their mix: not for tiles
+// either.
 HISTLOSS_INLINE bool tiles_pay(const Tiles& tiles, int64_t size, const Pixels& pixels) {
+  if (tiles.x.length > 4 * tiles.x.position.bins || tiles.y.length > 4 * tiles.y.position.bins) return false;
   const int64_t taps = int64_t{4} * tiles.x.basis.radius * tiles.y.basis.radius;  // a pixel's, done directly
   return tiles.count < (int64_t{1} << 24) && pixels.count * taps >= 4 * tiles.count * size;
 }

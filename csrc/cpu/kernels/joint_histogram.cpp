@@ -22,23 +22,20 @@ double share(const Pixels& pixels) {
 // The node sums of one part of a plane.
 struct TileSums {
   float* sums;       // (tiles, 16, 16)
-  float* rounding;   // what float32 lost of each sum so far; null if every tile is written once
+  float* rounding;   // what float32 lost of each sum so far; null for a single chunk
   uint8_t* touched;  // (tiles)
 };
 
-// sums[row] += value. The rounding of a long sum is kept aside, so that it does not grow with the image.
+// sums[row] += value. Over many chunks the rounding of the sum is kept aside, so that it does not grow with
+// the image.
 HISTLOSS_INLINE void add_row(const TileSums& out, int64_t tile, int row, F32 value) {
-  float* const sum = out.sums + tile * kTile + row * kNodes;
-  if (!out.touched[tile]) {
-    store(sum, value);
-    if (out.rounding != nullptr) store(out.rounding + tile * kTile + row * kNodes, F32{});
-    return;
-  }
-  float* const rounding = out.rounding + tile * kTile + row * kNodes;
-  const F32 before = loadf(sum), after = before + value;
-  const F32 taken = after - before;
+  const int64_t at = tile * kTile + row * kNodes;
+  float* const sum = out.sums + at;
+  const F32 before = out.touched[tile] ? loadf(sum) : F32{}, after = before + value;
   store(sum, after);
-  store(rounding, loadf(rounding) + ((before - (after - taken)) + (value - taken)));
+  if (out.rounding == nullptr) return;
+  const F32 taken = after - before, lost = (before - (after - taken)) + (value - taken);
+  store(out.rounding + at, out.touched[tile] ? loadf(out.rounding + at) + lost : lost);
 }
 
 // sum over n pixels of x's activations times y's, kRows rows at a time; emit(row, sum).
@@ -75,6 +72,9 @@ struct WideTile {
 void add_tiles(const Tiles& tiles, const TileOrder& order, const float* mass, const TileSums& out) {
   Batch x, y;
   WideTile wide;
+  // The mix of a wide kernel amplifies the rounding of its nodes' sums: they are kept shorter.
+  const bool on_bins = tiles.x.basis.node_taps != 0 && tiles.y.basis.node_taps != 0;
+  const int64_t short_sum = on_bins ? 32 : 16;
   int64_t tile = 0;
   const int64_t count = order.placed();
   for (int64_t start = 0, n = 0; start < count; start += n) {
@@ -89,18 +89,26 @@ void add_tiles(const Tiles& tiles, const TileOrder& order, const float* mass, co
       for (int64_t k = 0; k < n; ++k)
         store(x.pi + k * kNodes, loadf(x.pi + k * kNodes) * mass[order.index()[start + k]]);
     order.runs(start, start + n, tile, [&](int64_t t, int64_t first, int64_t last) {
-      const float *const pi_x = x.pi + (first - start) * kNodes, *const pi_y =
-                                                                     y.pi + (first - start) * kNodes;
+      const auto products = [&](int64_t from, int64_t to, const auto& emit) {
+        outer_products(x.pi + (from - start) * kNodes, y.pi + (from - start) * kNodes, to - from, emit);
+      };
       const bool begins = first == order.begin(t), ends = last == order.end(t);
       if (begins && ends) {
-        outer_products(pi_x, pi_y, last - first, [&](int row, F32 sum) { add_row(out, t, row, sum); });
-      } else {
-        if (begins) wide.clear();
-        outer_products(pi_x, pi_y, last - first,
-                       [&](int row, F32 sum) { add_wide(wide.sums + row * kNodes, sum); });
-        if (ends) wide.add_to(out, t);
+        for (int64_t from = first; from < last; from += short_sum) {
+          products(from, from + short_sum < last ? from + short_sum : last,
+                   [&](int row, F32 sum) { add_row(out, t, row, sum); });
+          out.touched[t] = 1;
+        }
+        return;
       }
-      if (ends) out.touched[t] = 1;
+      if (begins) wide.clear();
+      for (int64_t from = first; from < last; from += short_sum)
+        products(from, from + short_sum < last ? from + short_sum : last,
+                 [&](int row, F32 sum) { add_wide(wide.sums + row * kNodes, sum); });
+      if (ends) {
+        wide.add_to(out, t);
+        out.touched[t] = 1;
+      }
     });
   }
 }

@@ -68,7 +68,7 @@ void gather(const Tiles& tiles, const TileOrder& order, const float* grad, const
       order.pixels(start + i, zx, zy);
       activate<NODES, X>(tiles.x, zx, x.pi + i * NODES, x.slope + i * NODES);
       F32 e, inverse;
-      exponentials(tiles.y, zy, e, inverse);
+      tiles.y.exponentials(zy, e, inverse);
       store(e_y + i, e);
       store(inverse_y + i, inverse);
     }

@@ -55,8 +55,8 @@ struct Bins {
     const V limit = splat<V>(T(80));  // e^80 is as good as infinite, and still finite
     const V t = position.distance(z, splat<V>(static_cast<T>(e) + T(0.5)));
     const T a = static_cast<T>(kernel.a), log_2sinh = static_cast<T>(kernel.log_2sinh);
-    const V p = exp_scaled<T>(minimum(maximum(t * a - log_2sinh, -limit), limit), 1, 0);
-    const V n = exp_scaled<T>(minimum(maximum(t * -a - log_2sinh, -limit), limit), 1, 0);
+    const V p = exponential<T>(minimum(maximum(t * a - log_2sinh, -limit), limit));
+    const V n = exponential<T>(minimum(maximum(t * -a - log_2sinh, -limit), limit));
     const V pi = 1 / (static_cast<T>(kernel.coth) + p + n);
     const V value = SLOPE ? activation_slope(pi, p, n, splat<V>(a)) : pi;
     const V u = position.coarse(z), far = splat<V>(static_cast<T>(position.radius));

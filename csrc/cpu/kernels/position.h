@@ -13,13 +13,15 @@
 namespace histloss::cpu {
 namespace {
 
-// An axis in the arithmetic's type. Distances start from bin centres near the pixel, computed in two parts:
-// (z - lo) / width in one step loses bits that the kernel multiplies by 1 / bandwidth.
+// An axis in the arithmetic's type. A pixel's distance is taken from a point near it whose place is known in
+// two parts: the kernel multiplies what (z - lo) / width would round away by 1 / bandwidth.
 template <class T>
 struct Position {
   T lo, hi, inverse_width;
-  T middle, middle_low, width, width_low;
+  T middle, middle_low;
+  T width, width_low;  // width has few digits: its product with a bin number is exact
   T half_bins;
+  double exact_lo, exact_hi;
   int64_t bins, radius, margin;
   Boundary boundary;
 
@@ -29,9 +31,11 @@ struct Position {
         inverse_width(static_cast<T>(1 / axis.width())),
         middle(static_cast<T>(0.5 * axis.lo + 0.5 * axis.hi)),
         middle_low(static_cast<T>(0.5 * axis.lo + 0.5 * axis.hi - static_cast<double>(middle))),
-        width(static_cast<T>(axis.width())),
+        width(few_digits(axis.width())),
         width_low(static_cast<T>(axis.width() - static_cast<double>(width))),
         half_bins(static_cast<T>(0.5 * static_cast<double>(axis.bins))),
+        exact_lo(axis.lo),
+        exact_hi(axis.hi),
         bins(axis.bins),
         radius(kernel_radius(axis.bandwidth, is_double)),
         margin(axis.boundary == Boundary::open ? radius : 0),
@@ -46,14 +50,21 @@ struct Position {
     return (z - lo) * inverse_width;
   }
 
-  // z's distance in bins from the point n bins above lo; n a multiple of 1/2.
+  // z's distance in bins from the point n bins above lo; n a multiple of a power of 1/2.
   template <class V>
   HISTLOSS_INLINE V distance(V z, V n) const {
-    const V c = n - half_bins;
-    V t = z - middle;
-    t = t - c * width;
-    t = t - c * width_low - middle_low;
-    return t * inverse_width;
+    const V c = n - half_bins, step = c * width;
+    const V point = middle + step, taken = point - middle;
+    const V rounding = (middle - (point - taken)) + (step - taken);
+    return ((z - point) - ((rounding + middle_low) + c * width_low)) * inverse_width;
+  }
+
+ private:
+  static T few_digits(double width) {
+    int exponent;
+    const double digits = std::frexp(width, &exponent);
+    const int kept = Simd<T>::mantissa * 2 / 5;
+    return static_cast<T>(std::ldexp(std::floor(std::ldexp(digits, kept)), exponent - kept));
   }
 };
 
@@ -75,14 +86,16 @@ const T* fold_pixels(const Position<T>& axis, const T* z, int64_t count, T* buff
   for (; checked < count; ++checked) inside &= z[checked] >= axis.lo && z[checked] <= axis.hi;
   if (inside && !any(outside)) return z;
   for (int64_t i = 0; i < count; ++i) {
-    T s = 1;
-    T folded = z[i];
-    if (!(folded >= axis.lo && folded <= axis.hi)) {
-      folded = folded - folded == 0 ? fold_position(folded, axis.lo, axis.hi, axis.boundary, s) : T(NAN);
+    double s = 1;
+    buffer[i] = z[i];
+    if (!(z[i] >= axis.lo && z[i] <= axis.hi)) {
+      const double value = static_cast<double>(z[i]);
+      buffer[i] = value - value == 0
+                      ? static_cast<T>(fold_position(value, axis.exact_lo, axis.exact_hi, axis.boundary, s))
+                      : T(NAN);
     }
-    buffer[i] = folded;
     if (sign != nullptr) {
-      sign[i] = s;
+      sign[i] = static_cast<T>(s);
       *mirrored |= s != 1;
     }
   }

@@ -126,19 +126,16 @@ HISTLOSS_INLINE F32 reciprocal(F32 x) {
 #endif
 }
 
-// e^(scale x), where scale is given in two parts so that the product is not rounded before its exponential
-// is taken. |scale x| must stay below 87 (float) or 708 (double).
+// Pushes the fraction of a number below 2^22 (2^51) out of its digits; what is left of it are the low bits.
 template <class T>
-HISTLOSS_INLINE typename Simd<T>::Vector exp_scaled(typename Simd<T>::Vector x, T scale, T scale_low) {
+constexpr T kRound = T(3) * (typename Simd<T>::Integer{1} << (Simd<T>::mantissa - 1));
+
+// e^r 2^n, |r| <= ln(2) / 2, where shifted = n + kRound.
+template <class T>
+HISTLOSS_INLINE typename Simd<T>::Vector exp_reduced(typename Simd<T>::Vector r,
+                                                     typename Simd<T>::Vector shifted) {
   using S = Simd<T>;
   using V = typename S::Vector;
-  constexpr T round = T(3) * (typename S::Integer{1} << (S::mantissa - 1));  // pushes the fraction out
-  const T log2e_scaled = scale * T(1.4426950408889634);
-  const V shifted = x * log2e_scaled + round;
-  const V n = shifted - round;
-  V r = x * scale - n * S::ln2_high;
-  r = r - n * S::ln2_low;
-  r = r + x * scale_low;
   constexpr T inverse_factorial[] = {1,
                                      1,
                                      T(1) / 2,
@@ -158,6 +155,26 @@ HISTLOSS_INLINE typename Simd<T>::Vector exp_scaled(typename Simd<T>::Vector x, 
   for (int i = S::exp_terms - 2; i >= 0; --i) e = e * r + inverse_factorial[i];
   const auto exponent = reinterpret_cast<typename S::Integers>(shifted) << S::mantissa;
   return reinterpret_cast<V>(reinterpret_cast<typename S::Integers>(e) + exponent);
+}
+
+// e^x for |x| below 87 (float) or 708 (double).
+template <class T>
+HISTLOSS_INLINE typename Simd<T>::Vector exponential(typename Simd<T>::Vector x) {
+  using S = Simd<T>;
+  const auto shifted = x * T(1.4426950408889634) + kRound<T>, n = shifted - kRound<T>;
+  return exp_reduced<T>((x - n * S::ln2_high) - n * S::ln2_low, shifted);
+}
+
+// e^(scale (whole + x)) for the same exponents, to the last digits: whole is a short number, scale is given
+// in two parts, and their product is never rounded at its full size.
+HISTLOSS_INLINE F32 exp_scaled(F32 whole, F32 x, float scale, float scale_low) {
+  using S = Simd<float>;
+  const F32 sum = whole + x;
+  const F32 shifted = sum * (scale * 1.4426950408889634f) + kRound<float>, n = shifted - kRound<float>;
+  F32 r = whole * scale - n * S::ln2_high;
+  r = r + x * scale;
+  r = r + (sum * scale_low - n * S::ln2_low);
+  return exp_reduced<float>(r, shifted);
 }
 
 HISTLOSS_INLINE double sum(F64 v) {

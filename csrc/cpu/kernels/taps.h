@@ -44,7 +44,7 @@ struct Taps {
       const F64 t = t0 - static_cast<double>(i) - lane;
       const F64 up = minimum(maximum(t * kernel.a - kernel.log_2sinh, low), high);
       const F64 down = minimum(maximum(t * -kernel.a - kernel.log_2sinh, low), high);
-      const F64 p = exp_scaled<double>(up, 1, 0), n = exp_scaled<double>(down, 1, 0);
+      const F64 p = exponential<double>(up), n = exponential<double>(down);
       const F64 pi = 1 / (kernel.coth + p + n);
       store(value + i, pi);
       if constexpr (SLOPE)
