@@ -1,0 +1,60 @@
+"""Where and with what a measurement was made."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import histloss
+from work import PHOTO
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def collect() -> dict[str, Any]:
+    library = histloss.backend_info()["cpu"]
+    return {
+        "version": histloss.__version__,
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--", ".", ":!benchmarks/results")),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "native": library["loaded"],
+        "simd": library["simd"],
+        "compiler": library["compiler"],
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "malloc": os.environ.get("GLIBC_TUNABLES", "default"),
+        "libc": " ".join(platform.libc_ver()),
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu": _cpu_model(),
+        "cores": _cores(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "threads": torch.get_num_threads(),
+        "photo": PHOTO,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints, or None where there is no repository or no commit."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.M) if cpuinfo.exists() else None
+    return found[1] if found else platform.machine()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,185 @@
+"""Measures the library against histloss.reference and prints the result beside its targets.
+
+Takes about three minutes and writes benchmarks/results/<version>/<hardware>.json. --quick does a little work
+to see that everything runs, and is no measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cases import (
+    CASES,
+    CONTENTS,
+    FULL,
+    MEMORY_CASES,
+    QUICK,
+    SIDES,
+    TIMED_CONTENTS,
+    Case,
+    Row,
+    Settings,
+    find,
+    target_of,
+)
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+KIND_HEAP = "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184"
+
+Job = tuple[str, Case, str]  # metric, case, and the content or (memory) the side
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parse(arguments)
+    given = {name: value for name in ("threads", "rounds") if (value := getattr(options, name))}
+    settings = replace(QUICK if options.quick else FULL, **given)
+    rows: list[Row] = []
+    provenance: dict[str, Any] = {}
+    tasks = [(jobs, heap) for jobs, heap in plan(options.only, options.quick) if jobs]
+    with tqdm(
+        total=sum(len(jobs) for jobs, _ in tasks), unit="measurement", smoothing=0, disable=None
+    ) as bar:
+        for jobs, heap in tasks:
+            bar.set_description(f"{jobs[0][0]}: {jobs[0][1].name}")
+            output = run_jobs(jobs, settings, heap)
+            made_with = next(output)
+            provenance = provenance or made_with
+            if not (made_with["native"] or options.quick):
+                sys.exit("there is no native library to measure; histloss.backend_info() tells why")
+            for (metric, case, _), found in zip(jobs, output, strict=True):
+                bar.set_description(f"{metric}: {case.name}")
+                rows += found
+                bar.update()
+    provenance["command"] = shlex.join(["python", "benchmarks/run.py", *arguments])
+    print_rows(rows, provenance)
+    path = options.output
+    if not (path or options.quick or options.only):
+        path = RESULTS / provenance["version"] / f"{hardware(provenance)}.json"
+    if path:
+        write(path, provenance, rows)
+        print(f"\nwritten to {path}")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small work; writes nothing without --output")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases with this in their name; likewise")
+    parser.add_argument(
+        "--threads", type=int, help=f"{FULL.threads} by default, with --quick {QUICK.threads}"
+    )
+    parser.add_argument("--rounds", type=int, help="rounds A B of each timing, at least 2")
+    parser.add_argument("--output", type=Path, help="where the JSON goes")
+    options = parser.parse_args(arguments)
+    if options.threads is not None and options.threads < 1:
+        parser.error(f"--threads must be at least 1, got {options.threads}")
+    if options.rounds is not None and options.rounds < 2:
+        parser.error(f"--rounds must be at least 2, got {options.rounds}")
+    if not any(options.only in case.name for case in CASES):
+        parser.error(f"--only must occur in one of {[case.name for case in CASES]}, got {options.only!r}")
+    return options
+
+
+def plan(only: str, quick: bool) -> list[tuple[list[Job], str | None]]:
+    """The jobs of each process, and its heap: times and errors on one that keeps its pages."""
+    timed = [("time", case, content) for case in CASES for content in TIMED_CONTENTS]
+    checked = [("error", case, content) for case in CASES for content in CONTENTS]
+    held = [("memory", case, side) for case in MEMORY_CASES[: 1 if quick else None] for side in SIDES]
+    if not Path("/proc/self/clear_refs").exists():
+        print("no memory is measured: the peak of a process can be reset only on Linux", file=sys.stderr)
+        held = []
+    processes: list[tuple[list[Job], str | None]] = [(timed + checked, KIND_HEAP)]
+    processes += [([job], None) for job in held]
+    return [([job for job in jobs if only in job[1].name], heap) for jobs, heap in processes]
+
+
+def run_jobs(jobs: Sequence[Job], settings: Settings, heap: str | None) -> Iterator[Any]:
+    """Run jobs in a new process: its provenance, then the rows of each job."""
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    if heap:
+        environment["GLIBC_TUNABLES"] = heap
+    task = {"settings": asdict(settings), "jobs": [(metric, asdict(case), of) for metric, case, of in jobs]}
+    command = [sys.executable, str(HERE / "worker.py"), json.dumps(task)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                yield json.loads(line)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command[:2])
+
+
+def print_rows(rows: Sequence[Row], provenance: dict[str, Any]) -> None:
+    library = f"native ({provenance['simd']})" if provenance["native"] else "NOT native: plain PyTorch"
+    machine = f"{provenance['cpu']}, {provenance['cores']} cores"
+    print(f"\n{machine}, {provenance['threads']} threads, load before {provenance['load']}")
+    print(f"histloss {provenance['version']} {library}, torch {provenance['torch']}")
+    print(f"photo: {provenance['photo']}\n\nmedian (p20 to p80)")
+    print(f"{'':<62} {'histloss, ms':<25} {'reference, ms':<25} ratio")
+    for row in rows:
+        if row["metric"] == "ratio":
+            ours, theirs = (find(rows, row | {"metric": "time", "side": side}) for side in SIDES)
+            print(_label(row), _spread(ours), _spread(theirs), _spread(row), verdict(row))
+    print("\nlargest error against float64, relative to the largest value, then the float32 reference's")
+    for row in rows:
+        if row["metric"] == "error" and row["side"] == "histloss":
+            theirs = find(rows, row | {"side": "reference"})
+            print(_label(row), f"{row['value']:.1e}  {theirs['value']:.1e} ", verdict(row))
+    print("\npeak memory beyond inputs, outputs and gradients")
+    for row in rows:
+        if row["metric"] == "memory":
+            print(_label(row), f"{row['side']:<10} {row['value']:9.1f} MB ", verdict(row))
+
+
+def verdict(row: Row) -> str:
+    target = target_of(row)
+    if target is None:
+        return ""
+    limit = f"{target.limit:g}x" if row["metric"] == "ratio" else f"{target.limit:g}"
+    return f"{'reached' if target.reached(row['value']) else 'MISSED'} ({limit})"
+
+
+def hardware(provenance: dict[str, Any]) -> str:
+    """A file's name for the machine: processor, cores and threads."""
+    name = f"{provenance['cpu']} {provenance['cores']} cores {provenance['threads']} threads"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def write(path: Path, provenance: dict[str, Any], rows: Sequence[Row]) -> None:
+    """JSON with one row a line, so that a diff shows what changed."""
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{{"provenance": {json.dumps(provenance, indent=1)},\n"rows": [\n{lines}\n]}}\n')
+
+
+def significant(value: float) -> str:
+    """Three figures, without an exponent."""
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"
+
+
+def _label(row: Row) -> str:
+    return f"{row['case']:<36} {row['content']:<16} {row['stage']:<8}"
+
+
+def _spread(row: Row) -> str:
+    value, p20, p80 = (significant(row[key]) for key in ("value", "p20", "p80"))
+    return f"{value:>6} {f'({p20} to {p80})':<18}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
