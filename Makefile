@@ -16,16 +16,18 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/recolor.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
-# A copy of the package with its library under AddressSanitizer and UBSan. Python itself is not instrumented,
-# so the runtime is loaded before it, and leaks, of which it has many at exit, are not looked for.
+# A copy of the package with its library under AddressSanitizer and UBSan. Python is not instrumented: their
+# runtime is loaded before it, and leaks, which Python has at exit, are not looked for. An error aborts, so that
+# the traceback names the test.
 SANITIZED := build/sanitize/package
 sanitize: $(REQUIREMENTS)
 	HISTLOSS_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-lib $(SANITIZED)
-	cd $(SANITIZED) && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
-		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		$(BIN)/python -m pytest $(CURDIR)/tests/test_native_kernels.py
+	cd $(SANITIZED) && \
+		OMP_NUM_THREADS=1 LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1 \
+		$(BIN)/python -m pytest --numprocesses 2 --capture=sys $(CURDIR)/tests/test_native_kernels.py
 
 lint: $(REQUIREMENTS)
 	$(BIN)/ruff check

@@ -39,7 +39,7 @@ DEFINES = [
 ]
 if SANITIZE:
     SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]
-    OPTIMISE, LINK = ["-O1", "-g", "-fno-omit-frame-pointer", *SANITIZERS], SANITIZERS
+    OPTIMISE, LINK = ["-O2", "-g", "-fno-omit-frame-pointer", *SANITIZERS], SANITIZERS
 else:
     OPTIMISE, LINK = ["-O3", "-g0"], ["-Wl,-s"]
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from . import reference
-from .binning import Binning
+from .binning import BOUNDARIES, Binning
 
 _native = torch.ops.histloss
 
@@ -100,10 +100,10 @@ class _Call(NamedTuple):
     axes: tuple[Binning, ...]
     needs: tuple[bool, ...] = ()
 
-    @property
-    def numbers(self) -> list[float]:
-        """The axes as the native schemas spell them."""
-        return [number for axis in self.axes for number in (*axis[:4], axis.code)]
+
+def _numbers(axes: tuple[Binning, ...]) -> list[float]:
+    """The axes as the native schemas spell them."""
+    return [number for axis in axes for number in (*axis[:4], BOUNDARIES.index(axis.boundary))]
 
 
 # ---- the product rule in plain PyTorch -----------------------------------------------------------
@@ -191,7 +191,7 @@ class _Value(_PlaneFunction):
     @staticmethod
     def forward(call: _Call, first: Tensor, second: Tensor | None, third: Tensor | None) -> Tensor:
         inputs = (first, second, third)[: call.op.inputs]
-        return call.op.forward(*inputs, *call.numbers)
+        return call.op.forward(*inputs, *_numbers(call.axes))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -214,7 +214,7 @@ class _Gradient(_PlaneFunction):
         call: _Call, grad: Tensor, first: Tensor, second: Tensor | None, third: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         inputs = (first, second, third)[: call.op.inputs]
-        gradients = call.op.backward(grad, *inputs, *call.numbers, *call.needs[: call.op.inputs])
+        gradients = call.op.backward(grad, *inputs, *_numbers(call.axes), *call.needs[: call.op.inputs])
         return tuple(gradient if need else None for gradient, need in zip_longest(gradients, call.needs))
 
     @staticmethod
