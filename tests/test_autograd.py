@@ -23,9 +23,8 @@ from histloss.binning import BOUNDARIES, Binning
 
 HALVES = (torch.float16, torch.bfloat16)
 ops = torch.ops.histloss
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script:DeprecationWarning"
-)  # PyTorch's own forward mode
+# PyTorch's own forward mode scripts its decompositions.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 
 Inputs = tuple[Tensor, ...]
 Map = Callable[..., Any]
