@@ -43,10 +43,6 @@ if SANITIZE:
 else:
     OPTIMISE, LINK = ["-O3", "-g0"], ["-Wl,-s"]
 
-# The interpreter brings these: weak, so that the linker may insist on every other symbol (-z defs).
-FROM_PYTHON = ("PyModule_AddStringConstant", "PyModule_Create2", "_Py_Dealloc")
-WEAK = BUILD / "from_python.h"
-
 # Each kernel is compiled once for every instruction set; which one runs is decided at run time.
 SIMD: dict[str, list[str]] = {"generic": []}
 if X86:
@@ -111,8 +107,6 @@ def write_ninja_file(library: Path) -> Path:
     libraries = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10"]
 
     BUILD.mkdir(parents=True, exist_ok=True)
-    if not WEAK.exists():
-        WEAK.write_text("".join(f"#pragma weak {name}\n" for name in FROM_PYTHON))
     with (BUILD / "build.ninja").open("w") as file:
         ninja = ninja_syntax.Writer(file)
         ninja.variable("builddir", str(BUILD))
@@ -152,7 +146,7 @@ def check_tools() -> Path:
 
 def cpu_sources() -> Iterator[tuple[Path, str, list[str]]]:
     """(source, variant of its object file, flags of its own)"""
-    yield Path("csrc/ops.cpp"), "", ["-include", str(WEAK)]
+    yield Path("csrc/ops.cpp"), "", []
     for source in sorted(Path("csrc/cpu").glob("*.cpp")):
         yield source, "", []
     for source in sorted(Path("csrc/cpu/kernels").glob("*.cpp")):

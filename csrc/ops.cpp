@@ -9,6 +9,11 @@
 
 #include "cpu/dispatch.h"
 
+// The interpreter brings these: weak, so that the linker may insist on every other symbol.
+#pragma weak PyModule_AddStringConstant
+#pragma weak PyModule_Create2
+#pragma weak _Py_Dealloc
+
 STABLE_TORCH_LIBRARY(histloss, m) {
   m.def("activation_maps(Tensor x, int bins, float lo, float hi, float bandwidth, int boundary) -> Tensor");
   m.def(

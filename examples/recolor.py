@@ -38,16 +38,14 @@ class ColorMap(nn.Module):
         super().__init__()
         self.register_buffer("mean", source.mean((0, 2, 3), keepdim=True))
         self.register_buffer("std", source.std((0, 2, 3), correction=0, keepdim=True).clamp(min=0.01))
-        last = nn.Conv2d(width, 3, 1)
+        last = nn.Linear(width, 3)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.shift = nn.Sequential(
-            nn.Conv2d(3, width, 1), nn.SiLU(), nn.Conv2d(width, width, 1), nn.SiLU(), last
-        )
+        self.shift = nn.Sequential(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), last)
 
     def forward(self, rgb: Tensor) -> Tensor:
-        shift = self.shift((rgb - self.mean) / self.std)
-        return torch.tanh(torch.atanh(rgb.clamp(-0.97, 0.97)) + shift)
+        pixels = ((rgb - self.mean) / self.std).movedim(1, -1)
+        return torch.tanh(torch.atanh(rgb.clamp(-0.97, 0.97)) + self.shift(pixels).movedim(-1, 1))
 
 
 def palette(rgb: Tensor) -> Tensor:

@@ -171,20 +171,28 @@ struct Batch {
   alignas(64) float slope[kBatch * kNodes + 256];
 };
 
+// A basis's constants in registers: for all the compiler knows, storing an activation might change them.
+struct Nodes {
+  F32 p, n, coth;
+
+  explicit Nodes(const CellBasis& basis)
+      : p(loadf(basis.p)), n(loadf(basis.n)), coth(splat<F32>(basis.coth)) {}
+};
+
 struct Activation {
   F32 pi, slope;
 };
 
 // Of one pixel, or two with eight nodes each, whose e^(a t) and e^(-a t) the lanes hold.
-HISTLOSS_INLINE Activation activation(const CellBasis& basis, F32 e, F32 inverse) {
-  const F32 p = e * loadf(basis.p), n = inverse * loadf(basis.n);
-  const F32 pi = reciprocal(splat<F32>(basis.coth) + p + n);
+HISTLOSS_INLINE Activation activation(const Nodes& nodes, F32 e, F32 inverse) {
+  const F32 p = e * nodes.p, n = inverse * nodes.n;
+  const F32 pi = reciprocal(nodes.coth + p + n);
   return {pi, pi * pi * (n - p)};
 }
 
 template <bool SLOPE>
-HISTLOSS_INLINE void store_activation(const CellBasis& basis, F32 e, F32 inverse, float* pi, float* slope) {
-  const Activation here = activation(basis, e, inverse);
+HISTLOSS_INLINE void store_activation(const Nodes& nodes, F32 e, F32 inverse, float* pi, float* slope) {
+  const Activation here = activation(nodes, e, inverse);
   store(pi, here.pi);
   if constexpr (SLOPE) store(slope, here.slope);
 }
@@ -195,29 +203,40 @@ HISTLOSS_INLINE F32 two_lanes(F32 v) {
   return __builtin_shufflevector(v, v, a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b);
 }
 
-// The activations of sixteen pixels.
+// e^(a t) and e^(-a t) of a batch's pixels: first all of them, since each is a long chain of dependent steps.
+struct Exponentials {
+  alignas(64) float e[kBatch];
+  alignas(64) float inverse[kBatch];
+
+  HISTLOSS_INLINE void set(int64_t i, const CellAxis& axis, F32 z) {
+    F32 up, down;
+    axis.exponentials(z, up, down);
+    store(e + i, up);
+    store(inverse + i, down);
+  }
+};
+
+// The activations of a batch.
 template <int NODES, bool SLOPE>
-HISTLOSS_INLINE void activate(const CellAxis& axis, F32 z, float* pi, float* slope) {
-  const CellBasis& basis = axis.basis;
-  F32 e, inverse;
-  axis.exponentials(z, e, inverse);
-  if constexpr (NODES == 8) {
-    store_activation<SLOPE>(basis, two_lanes<0>(e), two_lanes<0>(inverse), pi, slope);
-    store_activation<SLOPE>(basis, two_lanes<1>(e), two_lanes<1>(inverse), pi + 16, slope + 16);
-    store_activation<SLOPE>(basis, two_lanes<2>(e), two_lanes<2>(inverse), pi + 32, slope + 32);
-    store_activation<SLOPE>(basis, two_lanes<3>(e), two_lanes<3>(inverse), pi + 48, slope + 48);
-    store_activation<SLOPE>(basis, two_lanes<4>(e), two_lanes<4>(inverse), pi + 64, slope + 64);
-    store_activation<SLOPE>(basis, two_lanes<5>(e), two_lanes<5>(inverse), pi + 80, slope + 80);
-    store_activation<SLOPE>(basis, two_lanes<6>(e), two_lanes<6>(inverse), pi + 96, slope + 96);
-    store_activation<SLOPE>(basis, two_lanes<7>(e), two_lanes<7>(inverse), pi + 112, slope + 112);
-  } else {
-    alignas(64) float lane[16], inverse_lane[16];
-    store(lane, e);
-    store(inverse_lane, inverse);
+HISTLOSS_INLINE void activate(const Nodes& nodes, const Exponentials& of, int64_t count, Batch& out) {
+  for (int64_t i = 0; i < count; i += 16) {
+    float *const pi = out.pi + i * NODES, *const slope = out.slope + i * NODES;
+    if constexpr (NODES == 8) {
+      const F32 e = loadf(of.e + i), inverse = loadf(of.inverse + i);
+      store_activation<SLOPE>(nodes, two_lanes<0>(e), two_lanes<0>(inverse), pi, slope);
+      store_activation<SLOPE>(nodes, two_lanes<1>(e), two_lanes<1>(inverse), pi + 16, slope + 16);
+      store_activation<SLOPE>(nodes, two_lanes<2>(e), two_lanes<2>(inverse), pi + 32, slope + 32);
+      store_activation<SLOPE>(nodes, two_lanes<3>(e), two_lanes<3>(inverse), pi + 48, slope + 48);
+      store_activation<SLOPE>(nodes, two_lanes<4>(e), two_lanes<4>(inverse), pi + 64, slope + 64);
+      store_activation<SLOPE>(nodes, two_lanes<5>(e), two_lanes<5>(inverse), pi + 80, slope + 80);
+      store_activation<SLOPE>(nodes, two_lanes<6>(e), two_lanes<6>(inverse), pi + 96, slope + 96);
+      store_activation<SLOPE>(nodes, two_lanes<7>(e), two_lanes<7>(inverse), pi + 112, slope + 112);
+    } else {
 #pragma GCC unroll 4
-    for (int k = 0; k < 16; ++k)
-      store_activation<SLOPE>(basis, splat<F32>(lane[k]), splat<F32>(inverse_lane[k]), pi + k * 16,
-                              slope + k * 16);
+      for (int k = 0; k < 16; ++k)
+        store_activation<SLOPE>(nodes, splat<F32>(of.e[i + k]), splat<F32>(of.inverse[i + k]), pi + k * 16,
+                                slope + k * 16);
+    }
   }
 }
 

@@ -70,8 +70,10 @@ struct WideTile {
 };
 
 void add_tiles(const Tiles& tiles, const TileOrder& order, const float* mass, const TileSums& out) {
+  Exponentials of_x, of_y;
   Batch x, y;
   WideTile wide;
+  const Nodes nodes_x(tiles.x.basis), nodes_y(tiles.y.basis);
   // The mix of a wide kernel amplifies the rounding of its nodes' sums: they are kept shorter.
   const bool on_bins = tiles.x.basis.node_taps != 0 && tiles.y.basis.node_taps != 0;
   const int64_t short_sum = on_bins ? 32 : 16;
@@ -82,9 +84,11 @@ void add_tiles(const Tiles& tiles, const TileOrder& order, const float* mass, co
     for (int64_t i = 0; i < n; i += 16) {
       F32 zx, zy;
       order.pixels(start + i, zx, zy);
-      activate<kNodes, false>(tiles.x, zx, x.pi + i * kNodes, x.slope);
-      activate<kNodes, false>(tiles.y, zy, y.pi + i * kNodes, y.slope);
+      of_x.set(i, tiles.x, zx);
+      of_y.set(i, tiles.y, zy);
     }
+    activate<kNodes, false>(nodes_x, of_x, n, x);
+    activate<kNodes, false>(nodes_y, of_y, n, y);
     if (mass != nullptr)
       for (int64_t k = 0; k < n; ++k)
         store(x.pi + k * kNodes, loadf(x.pi + k * kNodes) * mass[order.index()[start + k]]);

@@ -56,7 +56,8 @@ struct Gradients {
 template <int NODES, bool X, bool Y>
 void gather(const Tiles& tiles, const TileOrder& order, const float* grad, const Gradients& out) {
   Batch x;
-  alignas(64) float e_y[kBatch], inverse_y[kBatch];
+  const Nodes nodes_x(tiles.x.basis), nodes_y(tiles.y.basis);
+  Exponentials of_x, of_y;
   alignas(64) float product_x[kBatch * kNodes + 256], product_y[kBatch * kNodes + 256],
       product_mass[kBatch * kNodes];
   int64_t tile = 0;
@@ -66,12 +67,10 @@ void gather(const Tiles& tiles, const TileOrder& order, const float* grad, const
     for (int64_t i = 0; i < n; i += 16) {
       F32 zx, zy;
       order.pixels(start + i, zx, zy);
-      activate<NODES, X>(tiles.x, zx, x.pi + i * NODES, x.slope + i * NODES);
-      F32 e, inverse;
-      tiles.y.exponentials(zy, e, inverse);
-      store(e_y + i, e);
-      store(inverse_y + i, inverse);
+      of_x.set(i, tiles.x, zx);
+      of_y.set(i, tiles.y, zy);
     }
+    activate<NODES, X>(nodes_x, of_x, n, x);
     order.runs(start, start + n, tile, [&](int64_t t, int64_t first, int64_t last) {
       F32 rows[NODES];
 #pragma GCC unroll 16
@@ -83,7 +82,7 @@ void gather(const Tiles& tiles, const TileOrder& order, const float* grad, const
           if constexpr (X) across_slope += x.slope[k * NODES + r] * rows[r];
           if constexpr (Y) across += x.pi[k * NODES + r] * rows[r];
         }
-        const Activation y = activation(tiles.y.basis, splat<F32>(e_y[k]), splat<F32>(inverse_y[k]));
+        const Activation y = activation(nodes_y, splat<F32>(of_y.e[k]), splat<F32>(of_y.inverse[k]));
         if constexpr (X) store(product_x + k * kNodes, across_slope * y.pi);
         if constexpr (Y) store(product_y + k * kNodes, across * y.slope);
         if constexpr (Y)

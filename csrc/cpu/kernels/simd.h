@@ -19,8 +19,10 @@ namespace {
 
 using F32 = float __attribute__((vector_size(64)));
 using I32 = int32_t __attribute__((vector_size(64)));
+using U32 = uint32_t __attribute__((vector_size(64)));
 using F64 = double __attribute__((vector_size(64)));
 using I64 = int64_t __attribute__((vector_size(64)));
+using U64 = uint64_t __attribute__((vector_size(64)));
 using F32x4 = float __attribute__((vector_size(16)));
 using F64x4 = double __attribute__((vector_size(32)));
 
@@ -31,6 +33,7 @@ template <>
 struct Simd<float> {
   using Vector = F32;
   using Integers = I32;
+  using Bits = U32;
   using Integer = int32_t;
   static constexpr int lanes = 16;
   static constexpr int mantissa = 23, exponent_bias = 127;
@@ -41,6 +44,7 @@ template <>
 struct Simd<double> {
   using Vector = F64;
   using Integers = I64;
+  using Bits = U64;
   using Integer = int64_t;
   static constexpr int lanes = 8;
   static constexpr int mantissa = 52, exponent_bias = 1023;
@@ -153,8 +157,8 @@ HISTLOSS_INLINE typename Simd<T>::Vector exp_reduced(typename Simd<T>::Vector r,
   V e = splat<V>(inverse_factorial[S::exp_terms - 1]);
 #pragma GCC unroll 16
   for (int i = S::exp_terms - 2; i >= 0; --i) e = e * r + inverse_factorial[i];
-  const auto exponent = reinterpret_cast<typename S::Integers>(shifted) << S::mantissa;
-  return reinterpret_cast<V>(reinterpret_cast<typename S::Integers>(e) + exponent);
+  const auto exponent = reinterpret_cast<typename S::Bits>(shifted) << S::mantissa;
+  return reinterpret_cast<V>(reinterpret_cast<typename S::Bits>(e) + exponent);
 }
 
 // e^x for |x| below 87 (float) or 708 (double).

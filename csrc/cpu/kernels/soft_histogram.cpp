@@ -12,26 +12,24 @@ void add_moments(const SoftHistogram& job, const Subcells& cells, int64_t first,
   const Scratch<double> moments(cells.count * kMoments);
   std::memset(moments.get(), 0, static_cast<std::size_t>(cells.count) * kMoments * sizeof(double));
   const Image mass = values(job.pixels.mass, false);
+  Subcells::Places places;
   for (int64_t block = 0; block < count; block += kBlock) {
     const int64_t n = count - block < kBlock ? count - block : kBlock;
     float buffer[kBlock], folded[kBlock];
     const float* z = load_pixels(job.x, first + block, n, buffer);
     z = fold_pixels(cells.position, z, n, folded, static_cast<float*>(nullptr), nullptr);
     const float* m = mass.data == nullptr ? nullptr : load_pixels(mass, first + block, n, buffer);
+    cells.locate(z, n, places);
     for (int64_t i = 0; i < n; i += 16) {
-      const auto place = cells.locate(load_part(z + i, n - i, NAN));
-      F32 weight = place.valid ? splat<F32>(1.0f) : F32{};
+      F32 weight = loadf(places.inside + i);
       if (m != nullptr) weight = weight * load_part(m + i, n - i, 0.0f);
       alignas(64) float rows[16][kMoments];
-      alignas(64) uint32_t offset[16];
-      const F32 v1 = weight * place.v, v2 = v1 * place.v, v3 = v2 * place.v;
+      const F32 v = loadf(places.v + i), v1 = weight * v, v2 = v1 * v, v3 = v2 * v;
       to_pixels(weight, v1, v2, v3, rows);
-      store(offset, place.subcell * kMoments);
       in_memory(rows);
-      in_memory(offset);
 #pragma GCC unroll 16
       for (int p = 0; p < 16; ++p) {
-        double* const cell = moments.get() + offset[p];
+        double* const cell = moments.get() + places.offset[i + p];
         store(cell, load<F64x4>(cell) + widen(load<F32x4>(rows[p])));
       }
     }

@@ -25,14 +25,13 @@ void tabulate(const Subcells& cells, const float* extended_grad, const float* by
   }
 }
 
-HISTLOSS_INLINE F32 look_up(const float* table, const uint32_t* offset, const Subcells::Place& place) {
-  alignas(64) float rows[16][kMoments];
-#pragma GCC unroll 16
-  for (int p = 0; p < 16; ++p) store(rows[p], load<F32x4>(table + offset[p]));
+HISTLOSS_INLINE F32 look_up(const float* table, const Subcells::Places& places, int64_t i) {
+  const uint32_t* const offset = places.offset + i;
   F32 c0, c1, c2, c3;
-  from_pixels(rows, c0, c1, c2, c3);
-  const F32 y = ((c3 * place.v + c2) * place.v + c1) * place.v + c0;
-  return place.valid ? y : F32{};
+  from_pixels(four_pixels(table, offset), four_pixels(table, offset + 4), four_pixels(table, offset + 8),
+              four_pixels(table, offset + 12), c0, c1, c2, c3);
+  const F32 v = loadf(places.v + i);
+  return (((c3 * v + c2) * v + c1) * v + c0) * loadf(places.inside + i);
 }
 
 void backward_by_subcells(const SoftHistogramBackward& job, const Subcells& cells) {
@@ -56,6 +55,7 @@ void backward_by_subcells(const SoftHistogramBackward& job, const Subcells& cell
   const Image mass = values(pixels.mass, false);
   const Parts parts(pixels.count, kPart, pixels.count, kBlock);
   parallel_for(pixels.planes * parts.count, [&](int64_t begin, int64_t end) {
+    Subcells::Places places;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t plane = task / parts.count, part = task % parts.count;
       const int64_t first = plane * pixels.count + parts.begin(part),
@@ -70,18 +70,16 @@ void backward_by_subcells(const SoftHistogramBackward& job, const Subcells& cell
         z = fold_pixels(cells.position, z, n, folded, sign, &mirrored);
         const float* m = mass.data == nullptr ? nullptr : static_cast<const float*>(mass.data) + at;
         float* out = to_x ? pixels_to_store(job.grad_x, at, out_buffer) : nullptr;
+        cells.locate(z, n, places);
         for (int64_t i = 0; i < n; i += 16) {
-          const auto place = cells.locate(load_part(z + i, n - i, NAN));
-          alignas(64) uint32_t offset[16];
-          store(offset, place.subcell * kMoments);
           if (to_x) {
-            F32 g = look_up(slope, offset, place);
+            F32 g = look_up(slope, places, i);
             if (m != nullptr) g = g * load_part(m + i, n - i, 0.0f);
             if (mirrored) g = g * load_part(sign + i, n - i, 1.0f);
             store_part(out + i, g, n - i);
           }
           if (to_mass)
-            store_part(static_cast<float*>(job.grad_mass) + at + i, look_up(height, offset, place), n - i);
+            store_part(static_cast<float*>(job.grad_mass) + at + i, look_up(height, places, i), n - i);
         }
         if (to_x) store_pixels(job.grad_x, at, n, out);
       }
