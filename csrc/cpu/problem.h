@@ -33,6 +33,9 @@ struct Pixels {
   int64_t planes, count;
   const void* mass;  // (planes, count), or null for 1 / count
   bool is_double;
+
+  // What a histogram's sums are multiplied by: the mass is a share already.
+  double share() const { return mass != nullptr || count == 0 ? 1.0 : 1.0 / static_cast<double>(count); }
 };
 
 struct SoftHistogram {

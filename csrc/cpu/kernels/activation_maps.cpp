@@ -12,12 +12,12 @@ void write_maps(const ActivationMaps& job) {
     z = fold_pixels(bins.position, z, n, folded, static_cast<T*>(nullptr), nullptr);
     T* const maps = static_cast<T*>(job.maps) + plane * job.axis.bins * job.pixels.count + offset;
     for (int64_t i = 0; i < n; i += Bins<T>::lanes) {
-      const auto pixels = bins.load_lanes(z + i, n - i);
+      const auto pixels = load_part(z + i, n - i, T(NAN));
       const auto span = bins.span(pixels);
       for (int64_t k = 0; k < job.axis.bins; ++k) {
         typename Bins<T>::V value{};
         bins.each_image(k, span, [&](int64_t e) { value += bins.template activation<false>(pixels, e); });
-        bins.store_lanes(maps + k * job.pixels.count + i, value, n - i);
+        store_part(maps + k * job.pixels.count + i, value, n - i);
       }
     }
   });

@@ -15,7 +15,7 @@ void read_maps(const ActivationMapsBackward& job) {
     T* const out = pixels_to_store(job.grad_x, at, out_buffer);
     const T* const grad = static_cast<const T*>(job.grad) + plane * job.axis.bins * job.pixels.count + offset;
     for (int64_t i = 0; i < n; i += Bins<T>::lanes) {
-      const auto pixels = bins.load_lanes(z + i, n - i);
+      const auto pixels = load_part(z + i, n - i, T(NAN));
       const auto span = bins.span(pixels);
       typename Bins<T>::V total{};
       for (int64_t k = 0; k < job.axis.bins; ++k) {
@@ -25,9 +25,9 @@ void read_maps(const ActivationMapsBackward& job) {
           slope += bins.template activation<true>(pixels, e);
           seen = true;
         });
-        if (seen) total += slope * bins.load_lanes(grad + k * job.pixels.count + i, n - i);
+        if (seen) total += slope * load_part(grad + k * job.pixels.count + i, n - i, T(NAN));
       }
-      bins.store_lanes(out + i, total * bins.position.inverse_width, n - i);
+      store_part(out + i, total * bins.position.inverse_width, n - i);
     }
     if (mirrored)
       for (int64_t i = 0; i < n; ++i) out[i] *= sign[i];

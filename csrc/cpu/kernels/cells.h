@@ -145,17 +145,10 @@ class TileOrder {
     const int32_t columns = static_cast<int32_t>(tiles_.y.count), none = static_cast<int32_t>(tiles_.count);
     for (int64_t i = 0; i < n; i += 16) {
       I32 valid_x, valid_y;
-      const I32 cell_x = tiles_.x.cell(tiles_.x.place(load_lanes(x + i, n - i)), valid_x);
-      const I32 cell_y = tiles_.y.cell(tiles_.y.place(load_lanes(y + i, n - i)), valid_y);
+      const I32 cell_x = tiles_.x.cell(tiles_.x.place(load_part(x + i, n - i, NAN)), valid_x);
+      const I32 cell_y = tiles_.y.cell(tiles_.y.place(load_part(y + i, n - i, NAN)), valid_y);
       store(key_.get() + i, valid_x & valid_y ? cell_x * columns + cell_y : splat<I32>(none));
     }
-  }
-
-  static HISTLOSS_INLINE F32 load_lanes(const float* p, int64_t n) {
-    if (n >= 16) return loadf(p);
-    float buffer[16];
-    for (int i = 0; i < 16; ++i) buffer[i] = i < n ? p[i] : NAN;
-    return loadf(buffer);
   }
 
   const Tiles& tiles_;
@@ -279,11 +272,8 @@ HISTLOSS_INLINE void combine(const float* from, int64_t step, const int64_t* off
 // begin[k + 1]), where node r of a cell lies at cell * cell_step + r * 16.
 class Mix {
  public:
-  Mix(const CellAxis& axis, const Fold& fold, int64_t cell_step)
-      : cell_step_(cell_step),
-        begin(fold.bins + 1),
-        offset(capacity(axis, fold)),
-        weight(capacity(axis, fold)) {
+  Mix(const CellAxis& axis, const Fold& fold, int64_t step)
+      : cell_step(step), begin(fold.bins + 1), offset(capacity(axis, fold)), weight(capacity(axis, fold)) {
     int64_t terms = 0;
     for (int64_t k = 0; k < fold.bins; ++k) {
       begin[k] = terms;
@@ -292,10 +282,7 @@ class Mix {
     begin[fold.bins] = terms;
   }
 
- private:
-  const int64_t cell_step_;
-
- public:
+  const int64_t cell_step;
   const Scratch<int64_t> begin, offset;
   const Scratch<float> weight;
 
@@ -322,7 +309,7 @@ class Mix {
   }
 
   void add_term(int64_t cell, int64_t node, float w, int64_t& terms) {
-    offset[terms] = cell * cell_step_ + node * kNodes;
+    offset[terms] = cell * cell_step + node * kNodes;
     weight[terms++] = w;
   }
 };

@@ -13,10 +13,6 @@ constexpr int kRows = 4;
 constexpr int kRows = 2;
 #endif
 
-double share(const Pixels& pixels) {
-  return pixels.mass != nullptr || pixels.count == 0 ? 1.0 : 1.0 / static_cast<double>(pixels.count);
-}
-
 // ---- by tiles
 
 // The node sums of one part of a plane.
@@ -55,7 +51,7 @@ HISTLOSS_INLINE void outer_products(const float* x, const float* y, int64_t n, c
   }
 }
 
-// A tile with more pixels than a batch is summed over them in float64: float32 sums stay short.
+// A tile with more pixels than a batch is summed in float64: float32 sums stay short.
 struct WideTile {
   alignas(64) double sums[kTile];
 
@@ -258,7 +254,7 @@ void joint_by_tiles(const JointHistogram& job, const Tiles& tiles) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t plane = task / blocks, k = task % blocks * 16;
         mix.compute(slot[plane * parts.count].sums, k, kx - k < 16 ? kx - k : 16,
-                    static_cast<float>(share(pixels)),
+                    static_cast<float>(pixels.share()),
                     static_cast<float*>(job.joint) + ((plane0 + plane) * kx + k) * ky);
       }
     });
@@ -338,10 +334,10 @@ void joint_directly(const JointHistogram& job, const Taps& taps_x, const Taps& t
         const double* plane = sums.get() + task / kx * parts.count * size;
         const int64_t at = (plane0 * kx + task) * ky;
         if (pixels.is_double)
-          fold_row(fold_x, fold_y, plane, parts.count, row, task % kx, share(pixels), extended.get(),
+          fold_row(fold_x, fold_y, plane, parts.count, row, task % kx, pixels.share(), extended.get(),
                    folded.get(), static_cast<double*>(job.joint) + at);
         else
-          fold_row(fold_x, fold_y, plane, parts.count, row, task % kx, share(pixels), extended.get(),
+          fold_row(fold_x, fold_y, plane, parts.count, row, task % kx, pixels.share(), extended.get(),
                    folded.get(), static_cast<float*>(job.joint) + at);
       }
     });

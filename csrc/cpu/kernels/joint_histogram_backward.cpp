@@ -4,10 +4,6 @@
 namespace histloss::cpu::HISTLOSS_SIMD {
 namespace {
 
-double share(const Pixels& pixels) {
-  return pixels.mass != nullptr ? 1.0 : 1.0 / static_cast<double>(pixels.count);
-}
-
 // ---- by tiles: the gradient is folded onto the nodes of every tile once, then each pixel meets only those:
 // 8 or 16 nodes of x (rows), 16 of y (columns)
 
@@ -128,8 +124,8 @@ void backward_by_tiles(const JointHistogramBackward& job, const Tiles& tiles) {
   const Scratch<float> columns(group * column_size), nodes(group * node_size);
   const bool to_x = job.grad_x.data != nullptr, to_y = job.grad_y.data != nullptr;
   const bool to_mass = job.grad_mass != nullptr;
-  const double scale_x = share(pixels) * ax.basis.a / job.axis_x.width();
-  const double scale_y = share(pixels) * ay.basis.a / job.axis_y.width();
+  const double scale_x = pixels.share() * ax.basis.a / job.axis_x.width();
+  const double scale_y = pixels.share() * ay.basis.a / job.axis_y.width();
   const auto gather_pixels = !to_x             ? gather<NODES, false, true>
                              : to_y || to_mass ? gather<NODES, true, true>
                                                : gather<NODES, true, false>;
@@ -258,7 +254,7 @@ void backward_directly(const JointHistogramBackward& job, const Taps& taps_x, co
               in_y += pi_x[t] * sum(along_slope);
             }
           }
-          const double weight = m == nullptr ? share(pixels) : m[i];
+          const double weight = m == nullptr ? pixels.share() : m[i];
           if (to_x) gx[i] = in_x * weight * (mirrored_x ? slot(3)[i] : 1.0);
           if (to_y) gy[i] = in_y * weight * (mirrored_y ? slot(5)[i] : 1.0);
           if (to_mass) gm[i] = in_mass;

@@ -63,20 +63,6 @@ struct Bins {
     const auto valid = (u > -far - 1) & (u < far + (static_cast<T>(position.bins) + 1));
     return valid ? value : V{};
   }
-
-  static HISTLOSS_INLINE V load_lanes(const T* p, int64_t n) {
-    if (n >= lanes) return load<V>(p);
-    T buffer[lanes];
-    for (int i = 0; i < lanes; ++i) buffer[i] = i < n ? p[i] : T(NAN);
-    return load<V>(buffer);
-  }
-
-  static HISTLOSS_INLINE void store_lanes(T* p, V v, int64_t n) {
-    if (n >= lanes) return store(p, v);
-    T buffer[lanes];
-    store(buffer, v);
-    for (int i = 0; i < n; ++i) p[i] = buffer[i];
-  }
 };
 
 // visit(plane, offset, count) over all pixels, in parallel.

@@ -64,6 +64,24 @@ HISTLOSS_INLINE void store(T* p, V v) {
   std::memcpy(p, &v, sizeof v);
 }
 
+// A vector from the first `count` of p, the lanes beyond them `fill`.
+template <class T>
+HISTLOSS_INLINE typename Simd<T>::Vector load_part(const T* p, int64_t count, T fill) {
+  using V = typename Simd<T>::Vector;
+  if (count >= Simd<T>::lanes) return load<V>(p);
+  T buffer[Simd<T>::lanes];
+  for (int i = 0; i < Simd<T>::lanes; ++i) buffer[i] = i < count ? p[i] : fill;
+  return load<V>(buffer);
+}
+
+template <class T>
+HISTLOSS_INLINE void store_part(T* p, typename Simd<T>::Vector v, int64_t count) {
+  if (count >= Simd<T>::lanes) return store(p, v);
+  T buffer[Simd<T>::lanes];
+  store(buffer, v);
+  for (int i = 0; i < count; ++i) p[i] = buffer[i];
+}
+
 HISTLOSS_INLINE F32 loadf(const float* p) { return load<F32>(p); }
 HISTLOSS_INLINE F64 loadd(const double* p) { return load<F64>(p); }
 

@@ -84,8 +84,7 @@ void sum_parts(const SoftHistogram& job, const Fold& fold, int64_t row, const Ad
       add_part(plane * pixels.count + parts.begin(part), parts.length(part, pixels.count), mine);
     }
   });
-  const double share =
-      pixels.mass != nullptr || pixels.count == 0 ? 1.0 : 1.0 / static_cast<double>(pixels.count);
+  const double share = pixels.share();
   const int64_t bins = job.axis.bins;
   const Scratch<double> folded(bins);
   for (int64_t plane = 0; plane < pixels.planes; ++plane) {

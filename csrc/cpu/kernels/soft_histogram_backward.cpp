@@ -40,7 +40,7 @@ void backward_by_subcells(const SoftHistogramBackward& job, const Subcells& cell
   const int64_t size = cells.count * kMoments;
   const bool to_x = job.grad_x.data != nullptr, to_mass = job.grad_mass != nullptr;
   const Scratch<float> slopes(to_x ? pixels.planes * size : 0), heights(to_mass ? pixels.planes * size : 0);
-  const double share = pixels.mass != nullptr ? 1.0 : 1.0 / static_cast<double>(pixels.count);
+  const double share = pixels.share();
   const double per_unit = share / job.axis.width();
   const Fold fold(cells.position, cells.length);
   parallel_for(pixels.planes, [&](int64_t begin, int64_t end) {
@@ -101,7 +101,7 @@ void backward_by_taps(const SoftHistogramBackward& job, const Taps& taps) {
     else
       fold.unfold(static_cast<const float*>(job.grad) + plane * bins, out);
   }
-  const double share = pixels.mass != nullptr ? 1.0 : 1.0 / static_cast<double>(pixels.count);
+  const double share = pixels.share();
   const Image mass = values(pixels.mass, pixels.is_double);
   const MutableImage grad_mass = values(job.grad_mass, pixels.is_double);
   const Parts parts(pixels.count, kBlock, pixels.count, 1);

@@ -11,21 +11,6 @@ constexpr int64_t kPart = 32768;  // pixels
 constexpr int64_t kMostParts = 16;
 constexpr int64_t kBlock = 1024;  // pixels that are widened and folded together
 
-// Sixteen floats from the first `count` of p, the rest `fill`.
-HISTLOSS_INLINE F32 load_part(const float* p, int64_t count, float fill) {
-  if (count >= 16) return loadf(p);
-  float buffer[16];
-  for (int i = 0; i < 16; ++i) buffer[i] = i < count ? p[i] : fill;
-  return loadf(buffer);
-}
-
-HISTLOSS_INLINE void store_part(float* p, F32 v, int64_t count) {
-  if (count >= 16) return store(p, v);
-  float buffer[16];
-  store(buffer, v);
-  for (int i = 0; i < count; ++i) p[i] = buffer[i];
-}
-
 struct Subcells {
   Position<float> position;
   const SubcellPolynomials& polynomials;
