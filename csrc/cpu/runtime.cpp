@@ -69,17 +69,18 @@ void store(const MutableImage& image, int64_t begin, int64_t count, const T* val
 }  // namespace
 
 void* acquire_scratch(std::size_t bytes) {
-  // Powers of two, so that one call's blocks serve the next; pages that nobody touches take no memory.
+  // Powers of two, and up to twice the size asked for, so that one call's blocks serve the next; pages that
+  // nobody touches take no memory.
   const std::size_t size = std::bit_ceil(bytes + kAlignment);
   {
     Pool& p = pool();
     const std::lock_guard<std::mutex> lock(p.mutex);
     for (void*& idle : p.idle) {
-      if (size_of(idle) != size) continue;
+      if (size_of(idle) != size && size_of(idle) != 2 * size) continue;
       void* block = idle;
       idle = p.idle.back();
       p.idle.pop_back();
-      p.idle_bytes -= size;
+      p.idle_bytes -= size_of(block);
       return static_cast<char*>(block) + kAlignment;
     }
   }

@@ -317,7 +317,7 @@ class Mix {
 // How many planes to work on at once: few enough to stay in the caches, enough to keep the threads busy.
 HISTLOSS_INLINE int64_t planes_at_once(int64_t planes, int64_t parts, int64_t bytes_per_plane) {
   constexpr int64_t budget = 4 << 20;
-  const int64_t busy = (2 * thread_count() + parts - 1) / parts, fit = budget / bytes_per_plane;
+  const int64_t busy = (thread_count() + parts - 1) / parts, fit = budget / bytes_per_plane;
   const int64_t n = busy > fit ? busy : fit;
   return n < planes ? n : planes;
 }
