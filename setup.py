@@ -147,7 +147,7 @@ def check_tools() -> Path:
 def cpu_sources() -> Iterator[tuple[Path, str, list[str]]]:
     """(source, variant of its object file, flags of its own)"""
     yield Path("csrc/ops.cpp"), "", []
-    for source in sorted(Path("csrc/cpu").glob("*.cpp")):
+    for source in (Path("csrc/cell_basis.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))):
         yield source, "", []
     for source in sorted(Path("csrc/cpu/kernels").glob("*.cpp")):
         for simd, flags in SIMD.items():

@@ -1,8 +1,27 @@
 #pragma once
 
-#include "problem.h"
+#include "../problem.h"
 
 namespace histloss::cpu {
+
+// Every kernel is compiled once for each SIMD level and chosen when the library loads.
+#define HISTLOSS_DECLARE_KERNELS(SIMD)                          \
+  namespace SIMD {                                              \
+  void soft_histogram(const SoftHistogram&);                    \
+  void soft_histogram_backward(const SoftHistogramBackward&);   \
+  void joint_histogram(const JointHistogram&);                  \
+  void joint_histogram_backward(const JointHistogramBackward&); \
+  void activation_maps(const ActivationMaps&);                  \
+  void activation_maps_backward(const ActivationMapsBackward&); \
+  }
+
+#if HISTLOSS_X86
+HISTLOSS_DECLARE_KERNELS(sse)
+HISTLOSS_DECLARE_KERNELS(avx2)
+HISTLOSS_DECLARE_KERNELS(avx512)
+#else
+HISTLOSS_DECLARE_KERNELS(generic)
+#endif
 
 struct Kernels {
   const char* simd;

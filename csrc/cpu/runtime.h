@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "problem.h"
+#include "../problem.h"
 
 namespace histloss::cpu {
 

@@ -1,8 +1,8 @@
 // Joint histograms, float32: pixels are counting-sorted into tiles, a cell of x by a cell of y, and what a
-// tile holds at its nodes stays in registers while its pixels pass. See ../cell_basis.h for what nodes are.
+// tile holds at its nodes stays in registers while its pixels pass. See csrc/cell_basis.h for what nodes are.
 #pragma once
 
-#include "../cell_basis.h"
+#include "../../cell_basis.h"
 #include "position.h"
 
 namespace histloss::cpu {

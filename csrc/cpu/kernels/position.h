@@ -6,7 +6,7 @@
 // first.
 #pragma once
 
-#include "../problem.h"
+#include "../../problem.h"
 #include "../runtime.h"
 #include "simd.h"
 

@@ -8,9 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include "../bin_kernel.h"
+#include "bin_kernel.h"
 
-namespace histloss::cpu {
+namespace histloss {
 namespace {
 
 using Matrix = std::vector<std::vector<double>>;  // columns
@@ -144,4 +144,4 @@ const CellBasis* cell_basis(double bandwidth, int nodes) {
   return basis.get();
 }
 
-}  // namespace histloss::cpu
+}  // namespace histloss

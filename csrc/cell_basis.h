@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-namespace histloss::cpu {
+namespace histloss {
 
 struct CellBasis {
   // Pixel at distance t (in bins) from the cell's centre; e = exp(a t): node r's p and n are p[r] e and n[r]
@@ -35,4 +35,4 @@ struct CellBasis {
 // so narrow that their exponentials leave float32's range, or too wide for so few nodes.
 const CellBasis* cell_basis(double bandwidth, int nodes);
 
-}  // namespace histloss::cpu
+}  // namespace histloss

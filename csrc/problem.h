@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "../bin_kernel.h"
+#include "bin_kernel.h"
 
-namespace histloss::cpu {
+namespace histloss {
 
 struct Axis {
   int64_t bins;
@@ -85,23 +85,4 @@ struct ActivationMapsBackward {
   MutableImage grad_x;
 };
 
-// Every kernel is compiled once for each SIMD level and chosen when the library loads.
-#define HISTLOSS_DECLARE_KERNELS(SIMD)                          \
-  namespace SIMD {                                              \
-  void soft_histogram(const SoftHistogram&);                    \
-  void soft_histogram_backward(const SoftHistogramBackward&);   \
-  void joint_histogram(const JointHistogram&);                  \
-  void joint_histogram_backward(const JointHistogramBackward&); \
-  void activation_maps(const ActivationMaps&);                  \
-  void activation_maps_backward(const ActivationMapsBackward&); \
-  }
-
-#if HISTLOSS_X86
-HISTLOSS_DECLARE_KERNELS(sse)
-HISTLOSS_DECLARE_KERNELS(avx2)
-HISTLOSS_DECLARE_KERNELS(avx512)
-#else
-HISTLOSS_DECLARE_KERNELS(generic)
-#endif
-
-}  // namespace histloss::cpu
+}  // namespace histloss
