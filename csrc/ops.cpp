@@ -3,16 +3,10 @@
 // Images come as planes: x (P, N) is P = B C channels of N pixels. mass (P, N) is each pixel's share of the
 // whole, or nothing for 1 / N. An axis is (bins K, lo, hi, bandwidth in bin widths, boundary code), where the
 // code indexes binning.py's BOUNDARIES. A gradient that is not needed comes back with no elements.
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/dispatch.h"
-
-// The interpreter brings these: weak, so that the linker may insist on every other symbol.
-#pragma weak PyModule_AddStringConstant
-#pragma weak PyModule_Create2
-#pragma weak _Py_Dealloc
+#include "module.h"
 
 STABLE_TORCH_LIBRARY(histloss, m) {
   m.def("activation_maps(Tensor x, int bins, float lo, float hi, float bandwidth, int boundary) -> Tensor");
@@ -41,13 +35,7 @@ static PyModuleDef histloss_module = {
     PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
 
 PyMODINIT_FUNC PyInit__C(void) {
-  PyObject* module = PyModule_Create(&histloss_module);
-  if (module == nullptr) return nullptr;
-  if (PyModule_AddStringConstant(module, "simd", histloss::cpu::simd_name()) < 0 ||
-      PyModule_AddStringConstant(module, "compiler", __VERSION__) < 0) {
-    Py_DECREF(module);
-    return nullptr;
-  }
-  return module;
+  return histloss::make_module(histloss_module,
+                               {{"simd", histloss::cpu::simd_name()}, {"compiler", __VERSION__}});
 }
 }

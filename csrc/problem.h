@@ -35,8 +35,18 @@ struct Pixels {
   bool is_double;
 
   // What a histogram's sums are multiplied by: the mass is a share already.
-  double share() const { return mass != nullptr || count == 0 ? 1.0 : 1.0 / static_cast<double>(count); }
+  HISTLOSS_HOST_DEVICE double share() const {
+    return mass != nullptr || count == 0 ? 1.0 : 1.0 / static_cast<double>(count);
+  }
 };
+
+// Mass, histograms and their gradients are of the image's arithmetic type.
+HISTLOSS_HOST_DEVICE Image values(const void* data, bool is_double) {
+  return {data, is_double ? Scalar::f64 : Scalar::f32};
+}
+HISTLOSS_HOST_DEVICE MutableImage values(void* data, bool is_double) {
+  return {data, is_double ? Scalar::f64 : Scalar::f32};
+}
 
 struct SoftHistogram {
   Axis axis;

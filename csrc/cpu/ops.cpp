@@ -1,196 +1,25 @@
-// The boundary between tensors and kernels. Python has checked every argument; what is checked here again is
-// what memory safety rests on, so that no caller of a raw op can read out of bounds.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <cmath>
-#include <optional>
-#include <tuple>
-
+#include "../boundary.h"
 #include "dispatch.h"
 
 namespace histloss::cpu {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-Scalar scalar_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Half: return Scalar::f16;
-    case ScalarType::BFloat16: return Scalar::bf16;
-    case ScalarType::Float: return Scalar::f32;
-    case ScalarType::Double: return Scalar::f64;
-    default: break;
+struct Backend {
+  static void activation_maps(const ActivationMaps& job, const Tensor&) { kernels().activation_maps(job); }
+  static void activation_maps_backward(const ActivationMapsBackward& job, const Tensor&) {
+    kernels().activation_maps_backward(job);
   }
-  STD_TORCH_CHECK(false, "histloss: expected a tensor of float16, bfloat16, float32 or float64");
-}
-
-ScalarType accumulation_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-Axis make_axis(int64_t bins, double lo, double hi, double bandwidth, int64_t boundary) {
-  STD_TORCH_CHECK(bins >= 1 && bins < (int64_t{1} << 24), "histloss: bins out of range: ", bins);
-  STD_TORCH_CHECK(std::isfinite(lo) && std::isfinite(hi) && lo < hi, "histloss: range out of order");
-  STD_TORCH_CHECK(bandwidth >= 1e-3 && bandwidth <= 1e3, "histloss: bandwidth out of range: ", bandwidth);
-  STD_TORCH_CHECK(boundary >= 0 && boundary <= 2, "histloss: no such boundary: ", boundary);
-  return {bins, lo, hi, bandwidth, static_cast<Boundary>(boundary)};
-}
-
-// Shape (planes, ...) with the sizes that follow.
-void check_shape(const Tensor& x, const char* name, std::initializer_list<int64_t> shape) {
-  bool same = x.dim() == static_cast<int64_t>(shape.size());
-  int64_t d = 0;
-  for (const int64_t size : shape) same = same && x.size(d++) == size;
-  STD_TORCH_CHECK(same, "histloss: ", name, " has the wrong shape");
-}
-
-void check_type(const Tensor& x, const char* name, ScalarType type) {
-  STD_TORCH_CHECK(x.scalar_type() == type, "histloss: ", name, " has the wrong dtype");
-}
-
-struct Input {
-  Tensor tensor;  // contiguous; keeps the data alive
-  Image image;
-  Input(const Tensor& x)
-      : tensor(torch::stable::contiguous(x)), image{tensor.const_data_ptr(), scalar_of(tensor)} {}
-};
-
-Input image_of(const Tensor& x, const char* name) {
-  STD_TORCH_CHECK(x.dim() == 2, "histloss: ", name, " must have shape (P, N)");
-  return Input(x);
-}
-
-// Tensors that arrive along with x: mass, gradients.
-struct Values {
-  std::optional<Tensor> tensor;
-  const void* data = nullptr;
-  Values(const std::optional<Tensor>& values, const char* name, const Tensor& x,
-         std::initializer_list<int64_t> shape) {
-    if (!values.has_value()) return;
-    check_shape(*values, name, shape);
-    check_type(*values, name, accumulation_type(x));
-    tensor = torch::stable::contiguous(*values);
-    data = tensor->const_data_ptr();
+  static void soft_histogram(const SoftHistogram& job, const Tensor&) { kernels().soft_histogram(job); }
+  static void soft_histogram_backward(const SoftHistogramBackward& job, const Tensor&) {
+    kernels().soft_histogram_backward(job);
+  }
+  static void joint_histogram(const JointHistogram& job, const Tensor&) { kernels().joint_histogram(job); }
+  static void joint_histogram_backward(const JointHistogramBackward& job, const Tensor&) {
+    kernels().joint_histogram_backward(job);
   }
 };
-
-Tensor new_values(const Tensor& x, std::initializer_list<int64_t> shape) {
-  return torch::stable::new_empty(x, shape, accumulation_type(x));
-}
-
-// A gradient like x, or one without elements if it is not needed.
-struct Gradient {
-  Tensor tensor;
-  MutableImage image;
-  Gradient(const Tensor& x, bool needed, ScalarType type)
-      : tensor(needed ? torch::stable::new_empty(x, {x.size(0), x.size(1)}, type)
-                      : torch::stable::new_empty(x, {0}, type)),
-        image{needed ? tensor.mutable_data_ptr() : nullptr, scalar_of(tensor)} {}
-};
-
-Pixels pixels_of(const Tensor& x, const Values& mass) {
-  return {x.size(0), x.size(1), mass.data, x.scalar_type() == ScalarType::Double};
-}
-
-Tensor activation_maps(const Tensor& x, int64_t bins, double lo, double hi, double bandwidth,
-                       int64_t boundary) {
-  const Axis axis = make_axis(bins, lo, hi, bandwidth, boundary);
-  const Input in = image_of(x, "x");
-  Tensor maps = new_values(x, {x.size(0), bins, x.size(1)});
-  kernels().activation_maps({axis,
-                             {x.size(0), x.size(1), nullptr, x.scalar_type() == ScalarType::Double},
-                             in.image,
-                             maps.mutable_data_ptr()});
-  return maps;
-}
-
-Tensor activation_maps_backward(const Tensor& grad, const Tensor& x, int64_t bins, double lo, double hi,
-                                double bandwidth, int64_t boundary) {
-  const Axis axis = make_axis(bins, lo, hi, bandwidth, boundary);
-  const Input in = image_of(x, "x");
-  const Values g(grad, "grad", x, {x.size(0), bins, x.size(1)});
-  const Gradient grad_x(x, true, x.scalar_type());
-  kernels().activation_maps_backward({axis,
-                                      {x.size(0), x.size(1), nullptr, x.scalar_type() == ScalarType::Double},
-                                      in.image,
-                                      g.data,
-                                      grad_x.image});
-  return grad_x.tensor;
-}
-
-Tensor soft_histogram(const Tensor& x, const std::optional<Tensor>& mass, int64_t bins, double lo, double hi,
-                      double bandwidth, int64_t boundary) {
-  const Axis axis = make_axis(bins, lo, hi, bandwidth, boundary);
-  const Input in = image_of(x, "x");
-  const Values m(mass, "mass", x, {x.size(0), x.size(1)});
-  Tensor histogram = new_values(x, {x.size(0), bins});
-  kernels().soft_histogram({axis, pixels_of(x, m), in.image, histogram.mutable_data_ptr()});
-  return histogram;
-}
-
-std::tuple<Tensor, Tensor> soft_histogram_backward(const Tensor& grad, const Tensor& x,
-                                                   const std::optional<Tensor>& mass, int64_t bins, double lo,
-                                                   double hi, double bandwidth, int64_t boundary, bool need_x,
-                                                   bool need_mass) {
-  const Axis axis = make_axis(bins, lo, hi, bandwidth, boundary);
-  const Input in = image_of(x, "x");
-  const Values g(grad, "grad", x, {x.size(0), bins});
-  const Values m(mass, "mass", x, {x.size(0), x.size(1)});
-  const Gradient grad_x(x, need_x, x.scalar_type()), grad_mass(x, need_mass, accumulation_type(x));
-  if (need_x || need_mass)
-    kernels().soft_histogram_backward(
-        {axis, pixels_of(x, m), in.image, g.data, grad_x.image, grad_mass.image.data});
-  return {grad_x.tensor, grad_mass.tensor};
-}
-
-Tensor joint_histogram(const Tensor& x, const Tensor& y, const std::optional<Tensor>& mass, int64_t bins_x,
-                       double lo_x, double hi_x, double bandwidth_x, int64_t boundary_x, int64_t bins_y,
-                       double lo_y, double hi_y, double bandwidth_y, int64_t boundary_y) {
-  const Axis axis_x = make_axis(bins_x, lo_x, hi_x, bandwidth_x, boundary_x);
-  const Axis axis_y = make_axis(bins_y, lo_y, hi_y, bandwidth_y, boundary_y);
-  const Input in_x = image_of(x, "x"), in_y = image_of(y, "y");
-  check_shape(y, "y", {x.size(0), x.size(1)});
-  check_type(y, "y", x.scalar_type());
-  const Values m(mass, "mass", x, {x.size(0), x.size(1)});
-  Tensor joint = new_values(x, {x.size(0), bins_x, bins_y});
-  kernels().joint_histogram(
-      {axis_x, axis_y, pixels_of(x, m), in_x.image, in_y.image, joint.mutable_data_ptr()});
-  return joint;
-}
-
-std::tuple<Tensor, Tensor, Tensor> joint_histogram_backward(
-    const Tensor& grad, const Tensor& x, const Tensor& y, const std::optional<Tensor>& mass, int64_t bins_x,
-    double lo_x, double hi_x, double bandwidth_x, int64_t boundary_x, int64_t bins_y, double lo_y,
-    double hi_y, double bandwidth_y, int64_t boundary_y, bool need_x, bool need_y, bool need_mass) {
-  const Axis axis_x = make_axis(bins_x, lo_x, hi_x, bandwidth_x, boundary_x);
-  const Axis axis_y = make_axis(bins_y, lo_y, hi_y, bandwidth_y, boundary_y);
-  const Input in_x = image_of(x, "x"), in_y = image_of(y, "y");
-  check_shape(y, "y", {x.size(0), x.size(1)});
-  check_type(y, "y", x.scalar_type());
-  const Values g(grad, "grad", x, {x.size(0), bins_x, bins_y});
-  const Values m(mass, "mass", x, {x.size(0), x.size(1)});
-  const Gradient grad_x(x, need_x, x.scalar_type()), grad_y(x, need_y, x.scalar_type());
-  const Gradient grad_mass(x, need_mass, accumulation_type(x));
-  if (need_x || need_y || need_mass)
-    kernels().joint_histogram_backward({axis_x, axis_y, pixels_of(x, m), in_x.image, in_y.image, g.data,
-                                        grad_x.image, grad_y.image, grad_mass.image.data});
-  return {grad_x.tensor, grad_y.tensor, grad_mass.tensor};
-}
 
 }  // namespace
 }  // namespace histloss::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(histloss, CPU, m) {
-  using namespace histloss::cpu;
-  m.impl("activation_maps", TORCH_BOX(&activation_maps));
-  m.impl("activation_maps_backward", TORCH_BOX(&activation_maps_backward));
-  m.impl("soft_histogram", TORCH_BOX(&soft_histogram));
-  m.impl("soft_histogram_backward", TORCH_BOX(&soft_histogram_backward));
-  m.impl("joint_histogram", TORCH_BOX(&joint_histogram));
-  m.impl("joint_histogram_backward", TORCH_BOX(&joint_histogram_backward));
-}
+STABLE_TORCH_LIBRARY_IMPL(histloss, CPU, m) { histloss::implement_ops<histloss::cpu::Backend>(m); }

@@ -52,12 +52,4 @@ double* pixels_to_store(const MutableImage& image, int64_t begin, double* buffer
 void store_pixels(const MutableImage& image, int64_t begin, int64_t count, const float* values);
 void store_pixels(const MutableImage& image, int64_t begin, int64_t count, const double* values);
 
-// Mass, histograms and their gradients are of the image's arithmetic type.
-inline Image values(const void* data, bool is_double) {
-  return {data, is_double ? Scalar::f64 : Scalar::f32};
-}
-inline MutableImage values(void* data, bool is_double) {
-  return {data, is_double ? Scalar::f64 : Scalar::f32};
-}
-
 }  // namespace histloss::cpu
