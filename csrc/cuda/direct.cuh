@@ -1,0 +1,92 @@
+// The direct method: a warp a pixel, every bin it touches evaluated in float64. It serves float64 images, few
+// pixels, and kernels too narrow or too wide for the cells' tables. Sums are integers, so that their order
+// does not matter.
+#pragma once
+
+#include "device.cuh"
+
+namespace histloss::cuda::direct {
+namespace {
+
+// A plane's whole mass in fixed point.
+constexpr double kWhole = 4611686018427387904.0;  // 2^62
+
+struct Taps {
+  Position<double> position;
+  KernelConstants kernel;
+  int taps, groups, padding;
+
+  Taps(const Axis& axis, bool is_double)
+      : position(axis, is_double),
+        kernel(kernel_constants(axis.bandwidth)),
+        taps(static_cast<int>(2 * position.radius)),
+        groups(static_cast<int>(axis.bins + 2 * position.margin + 1)),
+        padding(static_cast<int>(position.padding())) {}
+
+  // The first tap of a settled pixel, a bin number of the extended range; false if it touches no bin.
+  __device__ bool locate(double z, int* first) const {
+    const double group = floor(position.coarse(z) + 0.5) + static_cast<double>(position.margin);
+    if (!(group >= 0 && group < static_cast<double>(groups))) return false;
+    *first = static_cast<int>(group) - padding;
+    return true;
+  }
+
+  // Pi of bin `tap` of the extended range, and its slope with respect to z.
+  __device__ double2 evaluate(double z, int tap) const {
+    const double t = position.distance(z, static_cast<double>(tap) + 0.5);
+    // e^80 is as good as infinite, and e^160 still finite.
+    const double p = exp(fmin(fmax(t * kernel.a - kernel.log_2sinh, -80.0), 80.0));
+    const double n = exp(fmin(fmax(t * -kernel.a - kernel.log_2sinh, -80.0), 80.0));
+    const double pi = 1 / (kernel.coth + p + n);
+    return make_double2(pi, activation_slope(pi, p, n, kernel.a) * position.inverse_width);
+  }
+
+  __device__ int bin(int tap) const {
+    return fold_bin(tap, static_cast<int>(position.bins), position.boundary);
+  }
+};
+
+struct Warps {
+  int64_t first, step;
+  __device__ Warps() : first(first_item() / kWarp), step(item_step() / kWarp) {}
+};
+
+inline cudaError_t clear(void* memory, int64_t bytes, const Launch& on) {
+  return cudaMemsetAsync(memory, 0, static_cast<std::size_t>(bytes), on.stream);
+}
+
+__device__ __forceinline__ void add(unsigned long long* sum, double share) {
+  atomicAdd(sum, __double2ull_rn(share * kWhole));
+}
+
+// A pixel's share of the whole; false, and a mark for its plane, if its mass is none.
+__device__ __forceinline__ bool share_of(const Image& mass, const Pixels& pixels, int64_t i, unsigned* bad,
+                                         double* share) {
+  *share = mass.data == nullptr ? pixels.share() : load<double>(mass, i);
+  if (valid_mass(*share)) return true;
+  if (bad != nullptr) atomicOr(bad + i / pixels.count, 1u);
+  return false;
+}
+
+// Sums to numbers.
+struct Finish {
+  const unsigned long long* sums;
+  const unsigned* bad;
+  int64_t planes, size;  // numbers of a plane
+  MutableImage out;
+};
+
+__global__ void __launch_bounds__(kThreads, 1) finish(const __grid_constant__ Finish job) {
+  for (int64_t i = first_item(); i < job.planes * job.size; i += item_step())
+    store(job.out, i,
+          job.bad[i / job.size] != 0 ? static_cast<double>(NAN)
+                                     : static_cast<double>(job.sums[i]) * (1 / kWhole));
+}
+
+__device__ __forceinline__ double sum_of_warp(double value) {
+  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
+  return value;
+}
+
+}  // namespace
+}  // namespace histloss::cuda::direct

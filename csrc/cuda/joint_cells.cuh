@@ -1,0 +1,83 @@
+// How a joint histogram's table of nodes, rows of x by columns of y, is cut among blocks.
+#pragma once
+
+#include <optional>
+
+#include "cells.cuh"
+
+namespace histloss::cuda {
+namespace {
+
+struct JointCells {
+  const CellBasis &basis_x, &basis_y;
+  Cells x, y;
+};
+
+// Rows that follow each other begin in different halves of the shared memory's banks.
+inline int row_stride(const Cells& y) { return (y.columns() + 15) / 32 * 32 + 16; }
+
+// The axes in cells, or nothing where the direct method serves: float64 images, few pixels, kernels too
+// narrow or too wide for the tables, ranges short beside the kernel (their many folded taps would amplify
+// rounding), and so many bins of y that one cell's rows do not fit in shared memory.
+inline std::optional<JointCells> joint_cells(const Axis& axis_x, const Axis& axis_y, const Pixels& pixels,
+                                             TableCost cost, const Launch& on) {
+  const CellBasis* basis_x = cell_basis(axis_x.bandwidth, 8);
+  if (basis_x == nullptr) basis_x = cell_basis(axis_x.bandwidth, kNodes);
+  const CellBasis* basis_y = cell_basis(axis_y.bandwidth, kNodes);
+  if (pixels.is_double || basis_x == nullptr || basis_y == nullptr) return std::nullopt;
+  const JointCells cells{*basis_x, *basis_y, Cells(axis_x, *basis_x, false),
+                         Cells(axis_y, *basis_y, axis_y.bandwidth <= kWidestWindow)};
+  if (cells.x.length > 4 * axis_x.bins || cells.y.length > 4 * axis_y.bins) return std::nullopt;
+  const int64_t row = row_stride(cells.y), table = int64_t{cells.x.count} * cells.x.nodes * row;
+  if (pixels.count * cells.x.taps * cells.y.taps < 4 * table) return std::nullopt;
+  const std::size_t one_cell = static_cast<std::size_t>(cells.x.nodes * row) * cost.bytes_per_number;
+  if (one_cell + cost.bytes_per_block > static_cast<std::size_t>(on.shared_bytes)) return std::nullopt;
+  return cells;
+}
+
+// By the problem's size and the device's shared memory alone: the same sums in the same order in every run.
+struct JointLayout {
+  static constexpr std::size_t kBlockBytes = 112 * 1024;  // two blocks fit on a multiprocessor of 228 KiB
+  static constexpr int64_t kBusyBlocks = 512;
+  static constexpr int64_t kLeastPart = 4096;
+  static constexpr int64_t kMostParts = 64;
+  static constexpr int64_t kScratchBytes = int64_t{256} << 20;
+
+  int stride;     // of a row
+  int64_t table;  // numbers of a plane
+  int strip_cells, strips;
+  int parts;  // of a plane's pixels
+  int64_t part_size;
+  std::size_t shared_bytes;
+
+  JointLayout(const JointCells& cells, TableCost cost, const Pixels& pixels, const Launch& on)
+      : stride(row_stride(cells.y)), table(int64_t{cells.x.count} * cells.x.nodes * stride) {
+    const std::size_t one_cell = static_cast<std::size_t>(cells.x.nodes * stride) * cost.bytes_per_number;
+    const std::size_t limit = static_cast<std::size_t>(on.shared_bytes);
+    const std::size_t wanted = limit < kBlockBytes ? limit : kBlockBytes;
+    const int most = wanted < cost.bytes_per_block + one_cell
+                         ? 1
+                         : static_cast<int>((wanted - cost.bytes_per_block) / one_cell);
+    strips = ceil_div(cells.x.count, most);
+    strip_cells = ceil_div(cells.x.count, strips);
+    strips = ceil_div(cells.x.count, strip_cells);
+    shared_bytes = static_cast<std::size_t>(strip_cells) * one_cell + cost.bytes_per_block;
+
+    int64_t wanted_parts = ceil_div(kBusyBlocks, pixels.planes * strips);
+    const int64_t fitting = kScratchBytes / (2 * table * static_cast<int64_t>(sizeof(float)));
+    for (const int64_t most_parts : {ceil_div(pixels.count, kLeastPart), kMostParts, fitting})
+      if (wanted_parts > most_parts) wanted_parts = most_parts;
+    if (wanted_parts < 1) wanted_parts = 1;
+    part_size = ceil_div(ceil_div(pixels.count, wanted_parts), int64_t{kThreads}) * kThreads;
+    parts = static_cast<int>(ceil_div(pixels.count, part_size));
+  }
+
+  // So that scratch memory stays small beside the images' own.
+  static int64_t planes_at_once(int64_t bytes_per_plane, int64_t planes) {
+    const int64_t fitting = kScratchBytes / bytes_per_plane;
+    return fitting < 1 ? 1 : fitting < planes ? fitting : planes;
+  }
+};
+
+}  // namespace
+}  // namespace histloss::cuda

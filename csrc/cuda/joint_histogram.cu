@@ -1,0 +1,342 @@
+#include "direct.cuh"
+#include "fixed_point.cuh"
+#include "joint_cells.cuh"
+
+namespace histloss::cuda {
+namespace {
+
+// ---- by cells: a block owns a strip, some cells of x by all columns of y, and a part of a plane's pixels. A
+// warp adds one pixel at a time, so that its lanes never meet, whatever the image.
+
+struct Scatter {
+  Cells x, y;
+  Pixels pixels;
+  Image image_x, image_y;
+  int64_t first_plane;
+  int64_t part_size;
+  int parts, strips, strip_cells;
+  int stride;     // of a row of nodes
+  float scale;    // of a product of two activations, to fixed point
+  float* sums;    // (planes, parts, nodes of x, stride)
+  unsigned* bad;  // (planes), not 0: a mass is not a number
+};
+
+// Pixels of the strip that a warp has found, and those it is adding.
+struct Found {
+  float x[2 * kWarp], y[2 * kWarp], mass[2 * kWarp];
+  float2 exponentials_x[kWarp], exponentials_y[kWarp];
+  float scale[kWarp];
+  int offset[kWarp];
+};
+
+template <int ROWS, bool WEIGHTED>
+__device__ __forceinline__ void add_pixels(const Scatter& job, Found& found, int first, int count,
+                                           int first_cell, const FixedSums& sums) {
+  const int lane = lane_of_thread(), half = lane / 16, column = lane % 16;
+  if (lane < count) {
+    const float x = found.x[first + lane], y = found.y[first + lane];
+    const int cell_x = job.x.cell(x), cell_y = job.y.cell(y);
+    found.exponentials_x[lane] = job.x.exponentials(x, cell_x);
+    found.exponentials_y[lane] = job.y.exponentials(y, cell_y);
+    found.offset[lane] = (cell_x - first_cell) * ROWS * job.stride + cell_y * job.y.step;
+    if constexpr (WEIGHTED) found.scale[lane] = found.mass[first + lane] * (kMassScale * job.scale);
+  }
+  __syncwarp();
+  // Lanes 0 to 15 hold the rows, 16 to 31 the columns.
+  const float p = half == 0 ? job.x.p[column] : job.y.p[column];
+  const float n = half == 0 ? job.x.n[column] : job.y.n[column];
+  const float coth = half == 0 ? job.x.coth : job.y.coth;
+  for (int k = 0; k < count; ++k) {
+    const float2 exponentials = half == 0 ? found.exponentials_x[k] : found.exponentials_y[k];
+    const float own = activation(exponentials, p, n, coth);
+    const float pi_y = __shfl_sync(kAllLanes, own, 16 + column) * (WEIGHTED ? found.scale[k] : job.scale);
+    const int at = found.offset[k] + half * job.stride + column;
+#pragma unroll
+    for (int r = 0; r < ROWS; r += 2) {
+      const float pi_x = __shfl_sync(kAllLanes, own, r + half);
+      if constexpr (WEIGHTED)
+        sums.add_any(at + r * job.stride, pi_x * pi_y);
+      else
+        sums.add(at + r * job.stride, pi_x, pi_y);
+    }
+  }
+  __syncwarp();
+}
+
+template <int ROWS, bool WEIGHTED>
+__global__ void __launch_bounds__(kThreads, 1) scatter(const __grid_constant__ Scatter job) {
+  HISTLOSS_SHARED(shared);
+  const int words = job.strip_cells * ROWS * job.stride;
+  const FixedSums sums(shared, words);
+  const int lane = lane_of_thread(), warp = warp_of_thread();
+  Found& found = reinterpret_cast<Found*>(shared + words * FixedSums::kBytes)[warp];
+
+  const int strip = static_cast<int>(blockIdx.x % job.strips);
+  const int64_t slot = blockIdx.x / job.strips;  // a plane's part
+  const int64_t plane = job.first_plane + slot / job.parts, part = slot % job.parts;
+  const int64_t begin = part * job.part_size, rest = job.pixels.count - begin;
+  const int64_t end = begin + (rest < job.part_size ? rest : job.part_size);
+  const int64_t row = plane * job.pixels.count;
+  const int first_cell = strip * job.strip_cells;
+  const int cells = min(job.strip_cells, job.x.count - first_cell);
+  const Image mass = values(job.pixels.mass, false);
+  float* const out = job.sums + (slot * job.x.count + first_cell) * ROWS * job.stride;
+
+  sums.clear(words);
+  __syncthreads();
+  for (int64_t segment = begin;; segment += kSegment) {
+    const int64_t segment_end = end - segment < kSegment ? end : segment + kSegment;
+    int waiting = 0;
+    for (int64_t i = segment + warp * kWarp; i < segment_end || waiting > 0; i += kThreads) {
+      const bool scanning = i < segment_end;
+      float x = 0, y = 0, m = 0, sign;
+      bool mine = false;
+      if (i + lane < segment_end) {
+        x = load<float>(job.image_x, row + i + lane);
+        if (settle(job.x.position, x, sign)) {
+          const int cell = job.x.cell(x) - first_cell;
+          mine = cell >= 0 && cell < cells;
+        }
+        if (mine) {
+          y = load<float>(job.image_y, row + i + lane);
+          mine = settle(job.y.position, y, sign) && job.y.cell(y) >= 0;
+        }
+        if constexpr (WEIGHTED) {
+          if (mine || strip == 0) {
+            m = load<float>(mass, row + i + lane);
+            if (!valid_mass(m)) {
+              atomicOr(job.bad + slot / job.parts, 1u);
+              mine = false;
+            }
+          }
+        }
+      }
+      const unsigned lanes = __ballot_sync(kAllLanes, mine);
+      if (mine) {
+        const int at = waiting + __popc(lanes & ((1u << lane) - 1));
+        found.x[at] = x;
+        found.y[at] = y;
+        if constexpr (WEIGHTED) found.mass[at] = m;
+      }
+      waiting += __popc(lanes);
+      __syncwarp();
+      if (waiting >= kWarp || (!scanning && waiting > 0)) {
+        const int count = min(waiting, kWarp);
+        waiting -= count;
+        add_pixels<ROWS, WEIGHTED>(job, found, waiting, count, first_cell, sums);
+      }
+    }
+    __syncthreads();
+    const float unit = 1.0f / job.scale;
+    for (int w = threadIdx.x; w < cells * ROWS * job.stride; w += kThreads) {
+      const float sum = sums.sum(w, unit);
+      out[w] = segment == begin ? sum : out[w] + sum;
+    }
+    if (end - segment <= kSegment) break;
+    __syncthreads();
+    sums.clear(words);
+    __syncthreads();
+  }
+}
+
+// Node sums to bins, first rows then columns. In window form the columns are bins already and one pass does
+// both.
+struct MixSums {
+  Cells x, y;
+  const float *mix_x, *mix_y;
+  int64_t planes;
+  int parts, stride;
+  const float* sums;    // (planes, parts, nodes of x, stride)
+  float* rows;          // (planes, Kx, stride); unused in window form
+  float* joint;         // (planes, Kx, Ky)
+  const unsigned* bad;  // null: no masses
+  float scale;
+};
+
+// Row k of the bins at one column of nodes.
+template <class Sum>
+__device__ __forceinline__ float mix_row(const MixSums& job, int64_t plane, int k, int column) {
+  const int64_t part_size = static_cast<int64_t>(job.x.count) * job.x.nodes * job.stride;
+  const float* const sums = job.sums + plane * job.parts * part_size + column;
+  return mix_to_bin<Sum>(job.x, job.mix_x, k, [&](int cell, int r) {
+    const float* const first = sums + static_cast<int64_t>(cell * job.x.nodes + r) * job.stride;
+    float sum = 0;
+    for (int part = 0; part < job.parts; ++part) sum += first[part * part_size];
+    return sum;
+  });
+}
+
+__device__ __forceinline__ float finished(const MixSums& job, int64_t plane, float sum) {
+  if (job.bad != nullptr && job.bad[plane] != 0) return NAN;
+  return fmaxf(sum, 0.0f) * job.scale;  // the mix may round below 0
+}
+
+template <class Sum>
+__global__ void __launch_bounds__(kThreads, 1) mix_rows(const __grid_constant__ MixSums job) {
+  const int64_t bins = job.x.position.bins, items = job.planes * bins * job.stride;
+  for (int64_t i = first_item(); i < items; i += item_step()) {
+    const int64_t row = i / job.stride;
+    job.rows[i] =
+        mix_row<Sum>(job, row / bins, static_cast<int>(row % bins), static_cast<int>(i % job.stride));
+  }
+}
+
+template <class Sum>
+__global__ void __launch_bounds__(kThreads, 1) mix_columns(const __grid_constant__ MixSums job) {
+  const int64_t bins_x = job.x.position.bins, bins_y = job.y.position.bins;
+  for (int64_t i = first_item(); i < job.planes * bins_x * bins_y; i += item_step()) {
+    const int64_t row = i / bins_y;
+    const float* const nodes = job.rows + row * job.stride;
+    const float sum = mix_to_bin<Sum>(job.y, job.mix_y, static_cast<int>(i % bins_y),
+                                      [&](int cell, int r) { return nodes[cell * kNodes + r]; });
+    job.joint[i] = finished(job, row / bins_x, sum);
+  }
+}
+
+template <class Sum>
+__global__ void __launch_bounds__(kThreads, 1) mix_window(const __grid_constant__ MixSums job) {
+  const int bins_x = static_cast<int>(job.x.position.bins), bins_y = static_cast<int>(job.y.position.bins);
+  for (int64_t i = first_item(); i < job.planes * bins_x * bins_y; i += item_step()) {
+    const int64_t row = i / bins_y, plane = row / bins_x;
+    float sum = 0;
+    each_unfolded(static_cast<int>(i % bins_y), bins_y, job.y.position.boundary, -job.y.padding,
+                  job.y.length - job.y.padding, [&](int e) {
+                    sum += mix_row<Sum>(job, plane, static_cast<int>(row % bins_x), e + job.y.padding);
+                  });
+    job.joint[i] = finished(job, plane, sum);
+  }
+}
+
+template <class Sum>
+cudaError_t launch_mix(const MixSums& job, const Launch& on) {
+  const int64_t rows = job.planes * job.x.position.bins, bins = rows * job.y.position.bins;
+  if (job.y.is_window()) return launch_items(mix_window<Sum>, bins, on, job);
+  HISTLOSS_TRY(launch_items(mix_rows<Sum>, rows * job.stride, on, job));
+  return launch_items(mix_columns<Sum>, bins, on, job);
+}
+
+constexpr TableCost kCost{FixedSums::kBytes, kWarps * sizeof(Found)};
+
+template <int ROWS>
+cudaError_t joint_by_cells(const JointHistogram& job, const JointCells& cells, Launch& on) {
+  const Pixels& pixels = job.pixels;
+  const JointLayout layout(cells, kCost, pixels, on);
+  const int64_t slice = layout.table * layout.parts;
+  const bool window = cells.y.is_window(), weighted = pixels.mass != nullptr;
+
+  MixSums mix{cells.x,       cells.y, nullptr, nullptr, 0,       layout.parts,
+              layout.stride, nullptr, nullptr, nullptr, nullptr, static_cast<float>(pixels.share())};
+  HISTLOSS_TRY(make_mix(cells.x, cells.basis_x, on, &mix.mix_x));
+  if (!window) HISTLOSS_TRY(make_mix(cells.y, cells.basis_y, on, &mix.mix_y));
+  const int64_t row_size = window ? 0 : job.axis_x.bins * layout.stride;
+  const int64_t group = layout.planes_at_once((slice + row_size) * sizeof(float), pixels.planes);
+  float* const sums = static_cast<float*>(on.scratch(group * slice * sizeof(float)));
+  if (!window) mix.rows = static_cast<float*>(on.scratch(group * row_size * sizeof(float)));
+  mix.sums = sums;
+
+  Scatter scatter_job{cells.x,
+                      cells.y,
+                      pixels,
+                      job.x,
+                      job.y,
+                      0,
+                      layout.part_size,
+                      layout.parts,
+                      layout.strips,
+                      layout.strip_cells,
+                      layout.stride,
+                      kLargest / (cells.x.peak * cells.y.peak),
+                      sums,
+                      nullptr};
+  if (weighted) {
+    scatter_job.bad = static_cast<unsigned*>(on.scratch(group * sizeof(unsigned)));
+    mix.bad = scatter_job.bad;
+    mix.scale = 1.0f / kMassScale;
+  }
+  for (int64_t plane = 0; plane < pixels.planes; plane += group) {
+    mix.planes = pixels.planes - plane < group ? pixels.planes - plane : group;
+    mix.joint = static_cast<float*>(job.joint) + plane * job.axis_x.bins * job.axis_y.bins;
+    scatter_job.first_plane = plane;
+    const int64_t blocks = mix.planes * layout.parts * layout.strips;
+    if (weighted) {
+      HISTLOSS_TRY(cudaMemsetAsync(scatter_job.bad, 0, mix.planes * sizeof(unsigned), on.stream));
+      HISTLOSS_TRY(launch_blocks(scatter<ROWS, true>, blocks, layout.shared_bytes, on, scatter_job));
+    } else {
+      HISTLOSS_TRY(launch_blocks(scatter<ROWS, false>, blocks, layout.shared_bytes, on, scatter_job));
+    }
+    const bool exact = cells.x.nodes_are_bins() && cells.y.nodes_are_bins();
+    HISTLOSS_TRY(exact ? launch_mix<float>(mix, on) : launch_mix<double>(mix, on));
+  }
+  return cudaSuccess;
+}
+
+// ---- directly
+
+struct DirectJoint {
+  direct::Taps x, y;
+  Pixels pixels;
+  Image image_x, image_y;
+  unsigned long long* sums;  // (planes, Kx, Ky)
+  unsigned* bad;             // (planes)
+};
+
+__global__ void __launch_bounds__(kThreads, 1) add_directly(const __grid_constant__ DirectJoint job) {
+  const int lane = lane_of_thread();
+  const int64_t bins_x = job.x.position.bins, bins_y = job.y.position.bins;
+  const Image mass = values(job.pixels.mass, job.pixels.is_double);
+  const direct::Warps warps;
+  for (int64_t i = warps.first; i < job.pixels.planes * job.pixels.count; i += warps.step) {
+    double share, sign;
+    if (!direct::share_of(mass, job.pixels, i, job.bad, &share)) continue;
+    double x = load<double>(job.image_x, i), y = load<double>(job.image_y, i);
+    int first_x, first_y;
+    if (!settle(job.x.position, x, sign) || !settle(job.y.position, y, sign)) continue;
+    if (!job.x.locate(x, &first_x) || !job.y.locate(y, &first_y)) continue;
+    unsigned long long* const plane = job.sums + i / job.pixels.count * bins_x * bins_y;
+    for (int column = 0; column < job.y.taps; column += kWarp) {
+      const int tap_y = first_y + column + lane;
+      const int l = column + lane < job.y.taps ? job.y.bin(tap_y) : -1;
+      const double pi_y = l >= 0 ? share * job.y.evaluate(y, tap_y).x : 0;
+      for (int row = 0; row < job.x.taps; row += kWarp) {
+        const int tap_x = first_x + row + lane;
+        const double own = row + lane < job.x.taps ? job.x.evaluate(x, tap_x).x : 0;
+        for (int r = 0; r < min(kWarp, job.x.taps - row); ++r) {
+          const double pi_x = __shfl_sync(kAllLanes, own, r);
+          const int k = job.x.bin(first_x + row + r);
+          if (k >= 0 && l >= 0) direct::add(plane + k * bins_y + l, pi_x * pi_y);
+        }
+      }
+    }
+  }
+}
+
+cudaError_t joint_directly(const JointHistogram& job, Launch& on) {
+  const Pixels& pixels = job.pixels;
+  const int64_t size = job.axis_x.bins * job.axis_y.bins, sums = pixels.planes * size;
+  const int64_t bytes = sums * static_cast<int64_t>(sizeof(unsigned long long));
+  const int64_t bad_bytes = pixels.planes * static_cast<int64_t>(sizeof(unsigned));
+  DirectJoint scatter_job{direct::Taps(job.axis_x, pixels.is_double),
+                          direct::Taps(job.axis_y, pixels.is_double),
+                          pixels,
+                          job.x,
+                          job.y,
+                          static_cast<unsigned long long*>(on.scratch(bytes)),
+                          static_cast<unsigned*>(on.scratch(bad_bytes))};
+  HISTLOSS_TRY(direct::clear(scatter_job.sums, bytes, on));
+  HISTLOSS_TRY(direct::clear(scatter_job.bad, bad_bytes, on));
+  HISTLOSS_TRY(launch_items(add_directly, pixels.planes * pixels.count * kWarp, on, scatter_job));
+  return launch_items(direct::finish, sums, on,
+                      direct::Finish{scatter_job.sums, scatter_job.bad, pixels.planes, size,
+                                     values(job.joint, pixels.is_double)});
+}
+
+}  // namespace
+
+cudaError_t joint_histogram(const JointHistogram& job, Launch& on) {
+  if (job.pixels.planes == 0) return cudaSuccess;
+  if (const auto cells = joint_cells(job.axis_x, job.axis_y, job.pixels, kCost, on))
+    return cells->x.nodes == 8 ? joint_by_cells<8>(job, *cells, on) : joint_by_cells<16>(job, *cells, on);
+  return joint_directly(job, on);
+}
+
+}  // namespace histloss::cuda
