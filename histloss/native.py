@@ -19,12 +19,23 @@ from .binning import accumulation_dtype
 
 
 class LibraryInfo(TypedDict):
-    """One compiled library."""
+    """The compiled library for the CPU."""
 
     loaded: bool
     path: str | None
     simd: str | None
     compiler: str | None
+    reason: str | None
+
+
+class CudaLibraryInfo(TypedDict):
+    """The compiled library for CUDA."""
+
+    loaded: bool
+    path: str | None
+    architectures: list[str] | None
+    compiler: str | None
+    runtime: str | None
     reason: str | None
 
 
@@ -34,6 +45,7 @@ class BackendInfo(TypedDict):
     torch: str
     threads: int
     cpu: LibraryInfo
+    cuda: CudaLibraryInfo
 
 
 class ReferenceWarning(RuntimeWarning):
@@ -50,14 +62,16 @@ def backend_info() -> BackendInfo:
       that the processor runs.
 
     Returns:
-        A dict with ``torch``, its version; ``threads``, the number PyTorch and the kernels use; and ``cpu``,
-        a dict that describes the CPU library:
+        A dict with ``torch``, its version; ``threads``, the number PyTorch and the kernels use; and ``cpu``
+        and ``cuda``, dicts that describe the two libraries:
 
         - ``loaded``: whether its kernels are in use.
         - ``path``: the file.
-        - ``simd``: the instruction set in use, ``"generic"`` on processors other than x86-64.
+        - ``simd``, of ``cpu``: the instruction set in use, ``"generic"`` on processors other than x86-64.
+        - ``architectures``, of ``cuda``: the GPUs it was built for, as in ``torch.cuda.get_arch_list()``.
         - ``compiler``: the version of the compiler that built it.
-        - ``reason``: None, or why it is not loaded; then the three above are None.
+        - ``runtime``, of ``cuda``: the CUDA version of the runtime in it.
+        - ``reason``: None, or why it is not loaded; then all above are None.
     """
     return {
         "torch": torch.__version__,
@@ -69,13 +83,21 @@ def backend_info() -> BackendInfo:
             "compiler": _cpu and _cpu.compiler,
             "reason": _cpu_reason,
         },
+        "cuda": {
+            "loaded": _cuda is not None,
+            "path": _cuda and _cuda.__file__,
+            "architectures": _cuda and _cuda.architectures.split(),
+            "compiler": _cuda and _cuda.compiler,
+            "runtime": _cuda and _cuda.runtime,
+            "reason": _cuda_reason,
+        },
     }
 
 
 def available(x: Tensor) -> bool:
     """Whether there are kernels for the device of x. If not, it warns: once for each kind of device."""
     device = x.device.type
-    if device == "cpu" and _cpu is not None:
+    if (device == "cpu" and _cpu is not None) or (device == "cuda" and _cuda is not None):
         return True
     _warn_reference(device)
     return False
@@ -85,7 +107,9 @@ def _warn_reference(device: str) -> None:
     if _DISABLED or device in _warned:
         return
     _warned.add(device)
-    reason = _cpu_reason if device == "cpu" else f"there are no kernels for {device} tensors"
+    reason = {"cpu": _cpu_reason, "cuda": _cuda_reason}.get(
+        device, f"there are no kernels for {device} tensors"
+    )
     warnings.warn(f"histloss runs in plain PyTorch, which is slow: {reason}", ReferenceWarning, stacklevel=4)
 
 
@@ -97,7 +121,7 @@ _warned = {"meta"}
 _DISABLED = os.environ.get("HISTLOSS_NATIVE") == "0"
 
 
-def _load() -> tuple[Any, str | None]:
+def _load_cpu() -> tuple[Any, str | None]:
     """The CPU library as a module, or None and why there is none."""
     if _DISABLED:
         return None, "HISTLOSS_NATIVE=0 is set"
@@ -115,6 +139,26 @@ def _load() -> tuple[Any, str | None]:
             stacklevel=2,
         )
     return library, None
+
+
+def _load_cuda() -> tuple[Any, str | None]:
+    """The CUDA library as a module, or None and why there is none."""
+    if _DISABLED:
+        return None, "HISTLOSS_NATIVE=0 is set"
+    if torch.version.cuda is None:
+        return None, f"this PyTorch, {torch.__version__}, is built without CUDA"
+    if _cpu is None:
+        return None, f"the CPU library, which declares the ops, is not loaded: {_cpu_reason}"
+    try:
+        return importlib.import_module("histloss._cuda"), None
+    except ModuleNotFoundError:
+        return None, (
+            "histloss was installed without its CUDA kernels; where the CUDA toolkit's nvcc is, "
+            "`HISTLOSS_CUDA=1 pip install --no-binary histloss --force-reinstall --no-deps histloss` "
+            "builds them or says why not"
+        )
+    except ImportError as error:
+        return None, f"{type(error).__name__}: {error}"
 
 
 def _register_fakes() -> None:
@@ -178,6 +222,7 @@ def _register_fakes() -> None:
         )
 
 
-_cpu, _cpu_reason = _load()
+_cpu, _cpu_reason = _load_cpu()
+_cuda, _cuda_reason = _load_cuda()
 if _cpu is not None:
     _register_fakes()

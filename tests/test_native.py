@@ -44,6 +44,29 @@ def test_only_devices_with_kernels_are_available() -> None:
     assert not native.available(torch.empty(0, device="meta"))
 
 
+def test_cuda_tensors_take_the_kernels_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_cuda", None)
+    monkeypatch.setattr(native, "_cuda_reason", "a reason")
+    monkeypatch.setattr(native, "_warned", set())
+    with FakeTensorMode():
+        x = torch.empty(1, 1, 8, device="cuda")
+        with pytest.warns(native.ReferenceWarning, match="a reason"):
+            assert not native.available(x)
+        monkeypatch.setattr(native, "_cuda", object())
+        assert native.available(x)
+        h = histloss.soft_histogram(x, bins=4)
+    assert (h.device, h.shape) == (x.device, (1, 1, 4))
+
+
+def test_backend_info_says_why_there_are_no_cuda_kernels() -> None:
+    cuda = histloss.backend_info()["cuda"]
+    assert cuda["loaded"] == (cuda["reason"] is None)
+    if torch.version.cuda is None:
+        assert cuda["reason"] == f"this PyTorch, {torch.__version__}, is built without CUDA"
+    if not cuda["loaded"]:
+        assert {cuda["path"], cuda["compiler"], cuda["runtime"], cuda["architectures"]} == {None}
+
+
 REPORT = """
 import json, warnings
 with warnings.catch_warnings(record=True) as caught:
