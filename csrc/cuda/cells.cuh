@@ -82,11 +82,10 @@ __device__ __forceinline__ float activation(float2 exponentials, float p, float 
   return __fdividef(1.0f, fmaf(exponentials.x, p, fmaf(exponentials.y, n, coth)));
 }
 
-// Pi, and its slope but for the factor a.
+// Pi, and its slope but for the factor a. The same bits whether or not the caller uses both.
 __device__ __forceinline__ float2 activation_and_slope(float2 exponentials, float p, float n, float coth) {
-  const float up = exponentials.x * p, down = exponentials.y * n;
-  const float pi = __fdividef(1.0f, coth + up + down);
-  return make_float2(pi, pi * pi * (down - up));
+  const float pi = activation(exponentials, p, n, coth);
+  return make_float2(pi, pi * pi * fmaf(exponentials.y, n, -(exponentials.x * p)));
 }
 
 // What the kernels that use a table need: shared memory for each of its numbers and for each block.

@@ -1,5 +1,6 @@
 // Sums of activations as integers: integers add to the same bits in any order, so that threads may add when
-// they like. A sum has 40 bits, a word of 32 and a byte for its carries.
+// they like, and the result does not tell how the work was cut. A sum has 40 bits, a word of 32 and a byte
+// for its carries.
 #pragma once
 
 #include "device.cuh"
@@ -35,9 +36,9 @@ struct FixedSums {
     if (const unsigned carry = static_cast<unsigned>(fixed >> 32); carry != 0) add_high(at, carry);
   }
 
-  __device__ __forceinline__ float sum(int at, float unit) const {
+  __device__ __forceinline__ unsigned long long sum(int at) const {
     const unsigned carries = high[at / 4] >> (at % 4 * 8) & 0xffu;
-    return fmaf(__uint2float_rn(carries), 4294967296.0f * unit, __uint2float_rn(low[at]) * unit);
+    return static_cast<unsigned long long>(carries) << 32 | low[at];
   }
 
   // By all threads of a block; whole words of carries.

@@ -35,7 +35,7 @@ inline std::optional<JointCells> joint_cells(const Axis& axis_x, const Axis& axi
   return cells;
 }
 
-// By the problem's size and the device's shared memory alone: the same sums in the same order in every run.
+// Integer sums and gathered gradients have the same bits however the work is cut.
 struct JointLayout {
   static constexpr std::size_t kBlockBytes = 112 * 1024;  // two blocks fit on a multiprocessor of 228 KiB
   static constexpr int64_t kBusyBlocks = 512;
@@ -64,7 +64,7 @@ struct JointLayout {
     shared_bytes = static_cast<std::size_t>(strip_cells) * one_cell + cost.bytes_per_block;
 
     int64_t wanted_parts = ceil_div(kBusyBlocks, pixels.planes * strips);
-    const int64_t fitting = kScratchBytes / (2 * table * static_cast<int64_t>(sizeof(float)));
+    const int64_t fitting = kScratchBytes / (table * static_cast<int64_t>(sizeof(unsigned long long)));
     for (const int64_t most_parts : {ceil_div(pixels.count, kLeastPart), kMostParts, fitting})
       if (wanted_parts > most_parts) wanted_parts = most_parts;
     if (wanted_parts < 1) wanted_parts = 1;
@@ -73,8 +73,8 @@ struct JointLayout {
   }
 
   // So that scratch memory stays small beside the images' own.
-  static int64_t planes_at_once(int64_t bytes_per_plane, int64_t planes) {
-    const int64_t fitting = kScratchBytes / bytes_per_plane;
+  static int64_t planes_at_once(std::size_t bytes_per_plane, int64_t planes) {
+    const int64_t fitting = kScratchBytes / static_cast<int64_t>(bytes_per_plane);
     return fitting < 1 ? 1 : fitting < planes ? fitting : planes;
   }
 };

@@ -15,9 +15,11 @@ struct Scatter {
   int64_t first_plane;
   int64_t part_size;
   int parts, strips, strip_cells;
-  int stride;     // of a row of nodes
-  float scale;    // of a product of two activations, to fixed point
-  float* sums;    // (planes, parts, nodes of x, stride)
+  int stride;   // of a row of nodes
+  float scale;  // of a product of two activations, to fixed point
+  // (planes, parts, nodes of x, stride): float where one segment is a plane's whole sum, else integers
+  float* sums;
+  unsigned long long* wide_sums;
   unsigned* bad;  // (planes), not 0: a mass is not a number
 };
 
@@ -80,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, 1) scatter(const __grid_constant__ S
   const int first_cell = strip * job.strip_cells;
   const int cells = min(job.strip_cells, job.x.count - first_cell);
   const Image mass = values(job.pixels.mass, false);
-  float* const out = job.sums + (slot * job.x.count + first_cell) * ROWS * job.stride;
+  const int64_t out = (slot * job.x.count + first_cell) * ROWS * job.stride;
 
   sums.clear(words);
   __syncthreads();
@@ -127,10 +129,11 @@ __global__ void __launch_bounds__(kThreads, 1) scatter(const __grid_constant__ S
       }
     }
     __syncthreads();
-    const float unit = 1.0f / job.scale;
     for (int w = threadIdx.x; w < cells * ROWS * job.stride; w += kThreads) {
-      const float sum = sums.sum(w, unit);
-      out[w] = segment == begin ? sum : out[w] + sum;
+      if (job.wide_sums == nullptr)
+        job.sums[out + w] = __ull2float_rn(sums.sum(w));
+      else
+        job.wide_sums[out + w] = sums.sum(w) + (segment == begin ? 0 : job.wide_sums[out + w]);
     }
     if (end - segment <= kSegment) break;
     __syncthreads();
@@ -146,7 +149,8 @@ struct MixSums {
   const float *mix_x, *mix_y;
   int64_t planes;
   int parts, stride;
-  const float* sums;    // (planes, parts, nodes of x, stride)
+  const float* sums;  // (planes, parts, nodes of x, stride), or
+  const unsigned long long* wide_sums;
   float* rows;          // (planes, Kx, stride); unused in window form
   float* joint;         // (planes, Kx, Ky)
   const unsigned* bad;  // null: no masses
@@ -157,12 +161,13 @@ struct MixSums {
 template <class Sum>
 __device__ __forceinline__ float mix_row(const MixSums& job, int64_t plane, int k, int column) {
   const int64_t part_size = static_cast<int64_t>(job.x.count) * job.x.nodes * job.stride;
-  const float* const sums = job.sums + plane * job.parts * part_size + column;
+  const int64_t first = plane * job.parts * part_size + column;
   return mix_to_bin<Sum>(job.x, job.mix_x, k, [&](int cell, int r) {
-    const float* const first = sums + static_cast<int64_t>(cell * job.x.nodes + r) * job.stride;
-    float sum = 0;
-    for (int part = 0; part < job.parts; ++part) sum += first[part * part_size];
-    return sum;
+    const int64_t at = first + static_cast<int64_t>(cell * job.x.nodes + r) * job.stride;
+    if (job.wide_sums == nullptr) return job.sums[at];
+    unsigned long long sum = 0;
+    for (int part = 0; part < job.parts; ++part) sum += job.wide_sums[at + part * part_size];
+    return __ull2float_rn(sum);
   });
 }
 
@@ -221,45 +226,54 @@ template <int ROWS>
 cudaError_t joint_by_cells(const JointHistogram& job, const JointCells& cells, Launch& on) {
   const Pixels& pixels = job.pixels;
   const JointLayout layout(cells, kCost, pixels, on);
-  const int64_t slice = layout.table * layout.parts;
   const bool window = cells.y.is_window(), weighted = pixels.mass != nullptr;
+  const bool wide = layout.parts > 1 || layout.part_size > kSegment;
+  const std::size_t sums_bytes = static_cast<std::size_t>(layout.table * layout.parts) *
+                                 (wide ? sizeof(unsigned long long) : sizeof(float));
+  const std::size_t rows_bytes =
+      window ? 0 : static_cast<std::size_t>(job.axis_x.bins * layout.stride) * sizeof(float);
+  const int64_t group = layout.planes_at_once(sums_bytes + rows_bytes, pixels.planes);
 
-  MixSums mix{cells.x,       cells.y, nullptr, nullptr, 0,       layout.parts,
-              layout.stride, nullptr, nullptr, nullptr, nullptr, static_cast<float>(pixels.share())};
-  HISTLOSS_TRY(make_mix(cells.x, cells.basis_x, on, &mix.mix_x));
-  if (!window) HISTLOSS_TRY(make_mix(cells.y, cells.basis_y, on, &mix.mix_y));
-  const int64_t row_size = window ? 0 : job.axis_x.bins * layout.stride;
-  const int64_t group = layout.planes_at_once((slice + row_size) * sizeof(float), pixels.planes);
-  float* const sums = static_cast<float*>(on.scratch(group * slice * sizeof(float)));
-  if (!window) mix.rows = static_cast<float*>(on.scratch(group * row_size * sizeof(float)));
-  mix.sums = sums;
-
-  Scatter scatter_job{cells.x,
-                      cells.y,
-                      pixels,
-                      job.x,
-                      job.y,
-                      0,
-                      layout.part_size,
-                      layout.parts,
-                      layout.strips,
-                      layout.strip_cells,
-                      layout.stride,
-                      kLargest / (cells.x.peak * cells.y.peak),
-                      sums,
-                      nullptr};
-  if (weighted) {
-    scatter_job.bad = static_cast<unsigned*>(on.scratch(group * sizeof(unsigned)));
-    mix.bad = scatter_job.bad;
-    mix.scale = 1.0f / kMassScale;
-  }
+  const float *mix_x = nullptr, *mix_y = nullptr;
+  HISTLOSS_TRY(make_mix(cells.x, cells.basis_x, on, &mix_x));
+  HISTLOSS_TRY(make_mix(cells.y, cells.basis_y, on, &mix_y));
+  void* const sums = on.scratch(group * sums_bytes);
+  auto* const bad = weighted ? static_cast<unsigned*>(on.scratch(group * sizeof(unsigned))) : nullptr;
+  Scatter scatter_job{.x = cells.x,
+                      .y = cells.y,
+                      .pixels = pixels,
+                      .image_x = job.x,
+                      .image_y = job.y,
+                      .first_plane = 0,
+                      .part_size = layout.part_size,
+                      .parts = layout.parts,
+                      .strips = layout.strips,
+                      .strip_cells = layout.strip_cells,
+                      .stride = layout.stride,
+                      .scale = kLargest / (cells.x.peak * cells.y.peak),
+                      .sums = wide ? nullptr : static_cast<float*>(sums),
+                      .wide_sums = wide ? static_cast<unsigned long long*>(sums) : nullptr,
+                      .bad = bad};
+  MixSums mix{.x = cells.x,
+              .y = cells.y,
+              .mix_x = mix_x,
+              .mix_y = mix_y,
+              .planes = 0,
+              .parts = layout.parts,
+              .stride = layout.stride,
+              .sums = scatter_job.sums,
+              .wide_sums = scatter_job.wide_sums,
+              .rows = window ? nullptr : static_cast<float*>(on.scratch(group * rows_bytes)),
+              .joint = nullptr,
+              .bad = bad,
+              .scale = static_cast<float>((weighted ? 1 / kMassScale : pixels.share()) / scatter_job.scale)};
   for (int64_t plane = 0; plane < pixels.planes; plane += group) {
     mix.planes = pixels.planes - plane < group ? pixels.planes - plane : group;
     mix.joint = static_cast<float*>(job.joint) + plane * job.axis_x.bins * job.axis_y.bins;
     scatter_job.first_plane = plane;
     const int64_t blocks = mix.planes * layout.parts * layout.strips;
     if (weighted) {
-      HISTLOSS_TRY(cudaMemsetAsync(scatter_job.bad, 0, mix.planes * sizeof(unsigned), on.stream));
+      HISTLOSS_TRY(cudaMemsetAsync(bad, 0, mix.planes * sizeof(unsigned), on.stream));
       HISTLOSS_TRY(launch_blocks(scatter<ROWS, true>, blocks, layout.shared_bytes, on, scatter_job));
     } else {
       HISTLOSS_TRY(launch_blocks(scatter<ROWS, false>, blocks, layout.shared_bytes, on, scatter_job));
@@ -315,13 +329,13 @@ cudaError_t joint_directly(const JointHistogram& job, Launch& on) {
   const int64_t size = job.axis_x.bins * job.axis_y.bins, sums = pixels.planes * size;
   const int64_t bytes = sums * static_cast<int64_t>(sizeof(unsigned long long));
   const int64_t bad_bytes = pixels.planes * static_cast<int64_t>(sizeof(unsigned));
-  DirectJoint scatter_job{direct::Taps(job.axis_x, pixels.is_double),
-                          direct::Taps(job.axis_y, pixels.is_double),
-                          pixels,
-                          job.x,
-                          job.y,
-                          static_cast<unsigned long long*>(on.scratch(bytes)),
-                          static_cast<unsigned*>(on.scratch(bad_bytes))};
+  const DirectJoint scatter_job{direct::Taps(job.axis_x, pixels.is_double),
+                                direct::Taps(job.axis_y, pixels.is_double),
+                                pixels,
+                                job.x,
+                                job.y,
+                                static_cast<unsigned long long*>(on.scratch(bytes)),
+                                static_cast<unsigned*>(on.scratch(bad_bytes))};
   HISTLOSS_TRY(direct::clear(scatter_job.sums, bytes, on));
   HISTLOSS_TRY(direct::clear(scatter_job.bad, bad_bytes, on));
   HISTLOSS_TRY(launch_items(add_directly, pixels.planes * pixels.count * kWarp, on, scatter_job));

@@ -174,33 +174,40 @@ cudaError_t backward_by_cells(const JointHistogramBackward& job, const JointCell
   const Pixels& pixels = job.pixels;
   const JointLayout layout(cells, kCost, pixels, on);
   const bool window = cells.y.is_window();
-  MixGradient mix{cells.x, cells.y, nullptr, nullptr, 0, layout.stride, nullptr, nullptr, nullptr};
-  HISTLOSS_TRY(make_mix(cells.x, cells.basis_x, on, &mix.mix_x));
-  if (!window) HISTLOSS_TRY(make_mix(cells.y, cells.basis_y, on, &mix.mix_y));
-  const int64_t row_size = window ? 0 : job.axis_x.bins * layout.stride;
-  const int64_t group =
-      layout.planes_at_once((layout.table + row_size) * static_cast<int64_t>(sizeof(float)), pixels.planes);
-  mix.nodes = static_cast<float*>(on.scratch(static_cast<std::size_t>(group * layout.table) * sizeof(float)));
-  if (!window)
-    mix.columns = static_cast<float*>(on.scratch(static_cast<std::size_t>(group * row_size) * sizeof(float)));
+  const std::size_t nodes_bytes = static_cast<std::size_t>(layout.table) * sizeof(float);
+  const std::size_t columns_bytes =
+      window ? 0 : static_cast<std::size_t>(job.axis_x.bins * layout.stride) * sizeof(float);
+  const int64_t group = layout.planes_at_once(nodes_bytes + columns_bytes, pixels.planes);
 
-  const Gather gather_job{cells.x,
-                          cells.y,
-                          pixels,
-                          job.x,
-                          job.y,
-                          0,
-                          layout.part_size,
-                          layout.parts,
-                          layout.strips,
-                          layout.strip_cells,
-                          layout.stride,
-                          mix.nodes,
-                          static_cast<float>(pixels.share() * cells.x.a / job.axis_x.width()),
-                          static_cast<float>(pixels.share() * cells.y.a / job.axis_y.width()),
-                          job.grad_x,
-                          job.grad_y,
-                          values(job.grad_mass, false)};
+  const float *mix_x = nullptr, *mix_y = nullptr;
+  HISTLOSS_TRY(make_mix(cells.x, cells.basis_x, on, &mix_x));
+  HISTLOSS_TRY(make_mix(cells.y, cells.basis_y, on, &mix_y));
+  MixGradient mix{.x = cells.x,
+                  .y = cells.y,
+                  .mix_x = mix_x,
+                  .mix_y = mix_y,
+                  .planes = 0,
+                  .stride = layout.stride,
+                  .grad = nullptr,
+                  .columns = window ? nullptr : static_cast<float*>(on.scratch(group * columns_bytes)),
+                  .nodes = static_cast<float*>(on.scratch(group * nodes_bytes))};
+  Gather gather_job{.x = cells.x,
+                    .y = cells.y,
+                    .pixels = pixels,
+                    .image_x = job.x,
+                    .image_y = job.y,
+                    .first_plane = 0,
+                    .part_size = layout.part_size,
+                    .parts = layout.parts,
+                    .strips = layout.strips,
+                    .strip_cells = layout.strip_cells,
+                    .stride = layout.stride,
+                    .nodes = mix.nodes,
+                    .scale_x = static_cast<float>(pixels.share() * cells.x.a / job.axis_x.width()),
+                    .scale_y = static_cast<float>(pixels.share() * cells.y.a / job.axis_y.width()),
+                    .grad_x = job.grad_x,
+                    .grad_y = job.grad_y,
+                    .grad_mass = values(job.grad_mass, false)};
   const bool to_x = job.grad_x.data != nullptr;
   const bool to_y_or_mass = job.grad_y.data != nullptr || job.grad_mass != nullptr;
   const auto gather_pixels = !to_x          ? gather<ROWS, false, true>
@@ -212,10 +219,9 @@ cudaError_t backward_by_cells(const JointHistogramBackward& job, const JointCell
     if (!window)
       HISTLOSS_TRY(launch_items(mix_to_columns, mix.planes * job.axis_x.bins * cells.y.count, on, mix));
     HISTLOSS_TRY(launch_items(mix_to_rows<ROWS>, mix.planes * cells.x.count * layout.stride, on, mix));
-    Gather here = gather_job;
-    here.first_plane = plane;
+    gather_job.first_plane = plane;
     HISTLOSS_TRY(launch_blocks(gather_pixels, mix.planes * layout.parts * layout.strips, layout.shared_bytes,
-                               on, here));
+                               on, gather_job));
   }
   return cudaSuccess;
 }

@@ -29,7 +29,6 @@ inline std::optional<SoftCells> soft_cells(const Axis& axis, const Pixels& pixel
   return cells;
 }
 
-// By the problem's size alone: the same sums in the same order in every run.
 struct SoftLayout {
   static constexpr int64_t kLeastPart = 8192;
   static constexpr int64_t kMostParts = 256;

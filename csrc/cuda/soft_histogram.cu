@@ -13,10 +13,10 @@ struct Scatter {
   Pixels pixels;
   Image image;
   int64_t part_size;
-  int parts, numbers;  // of the table, whole carry words
-  float scale;         // of an activation, to fixed point
-  float* sums;         // (planes, parts, numbers)
-  unsigned* bad;       // (planes), not 0: a mass is not a number
+  int parts, numbers;        // of the table, whole carry words
+  float scale;               // of an activation, to fixed point
+  unsigned long long* sums;  // (planes, parts, numbers)
+  unsigned* bad;             // (planes), not 0: a mass is not a number
 };
 
 struct Placed {
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads, 1) scatter(const __grid_constant__ S
   const int64_t end = begin + (rest < job.part_size ? rest : job.part_size);
   const int64_t row = plane * job.pixels.count;
   const Image mass = values(job.pixels.mass, false);
-  float* const out = job.sums + static_cast<int64_t>(blockIdx.x) * job.numbers;
+  unsigned long long* const out = job.sums + static_cast<int64_t>(blockIdx.x) * job.numbers;
   const int node = lane % NODES;
   const float p = job.x.p[node], n = job.x.n[node];
 
@@ -78,11 +78,8 @@ __global__ void __launch_bounds__(kThreads, 1) scatter(const __grid_constant__ S
       __syncwarp();
     }
     __syncthreads();
-    const float unit = 1.0f / job.scale;
-    for (int w = threadIdx.x; w < job.numbers; w += kThreads) {
-      const float sum = sums.sum(w, unit);
-      out[w] = segment == begin ? sum : out[w] + sum;
-    }
+    for (int w = threadIdx.x; w < job.numbers; w += kThreads)
+      out[w] = segment == begin ? sums.sum(w) : out[w] + sums.sum(w);
     if (end - segment <= kSegment) break;
     __syncthreads();
     sums.clear(job.numbers);
@@ -95,8 +92,8 @@ struct MixSums {
   const float* mix;
   int64_t planes;
   int parts, numbers;
-  const float* sums;    // (planes, parts, numbers)
-  const unsigned* bad;  // null: no masses
+  const unsigned long long* sums;  // (planes, parts, numbers)
+  const unsigned* bad;             // null: no masses
   float scale;
   float* histogram;  // (planes, K)
 };
@@ -105,12 +102,12 @@ __global__ void __launch_bounds__(kThreads, 1) mix_sums(const __grid_constant__ 
   const int64_t bins = job.x.position.bins;
   for (int64_t i = first_item(); i < job.planes * bins; i += item_step()) {
     const int64_t plane = i / bins;
-    const float* const sums = job.sums + plane * job.parts * job.numbers;
+    const unsigned long long* const sums = job.sums + plane * job.parts * job.numbers;
     const float sum = mix_to_bin<double>(job.x, job.mix, static_cast<int>(i % bins), [&](int cell, int r) {
-      float of_parts = 0;
+      unsigned long long of_parts = 0;
       for (int part = 0; part < job.parts; ++part)
         of_parts += sums[static_cast<int64_t>(part) * job.numbers + cell * job.x.nodes + r];
-      return of_parts;
+      return __ull2float_rn(of_parts);
     });
     const bool bad = job.bad != nullptr && job.bad[plane] != 0;
     job.histogram[i] = bad ? NAN : fmaxf(sum, 0.0f) * job.scale;  // the mix may round below 0
@@ -127,8 +124,8 @@ cudaError_t soft_by_cells(const SoftHistogram& job, const SoftCells& cells, Laun
   const int64_t slots = pixels.planes * layout.parts;
   const float* mix = nullptr;
   HISTLOSS_TRY(make_mix(cells.x, cells.basis, on, &mix));
-  float* const sums =
-      static_cast<float*>(on.scratch(static_cast<std::size_t>(slots * layout.numbers) * sizeof(float)));
+  auto* const sums = static_cast<unsigned long long*>(
+      on.scratch(static_cast<std::size_t>(slots * layout.numbers) * sizeof(unsigned long long)));
   Scatter scatter_job{
       cells.x, pixels, job.x, layout.part_size, layout.parts, layout.numbers, kLargest / cells.x.peak,
       sums,    nullptr};
@@ -143,7 +140,7 @@ cudaError_t soft_by_cells(const SoftHistogram& job, const SoftCells& cells, Laun
   return launch_items(
       mix_sums, pixels.planes * job.axis.bins, on,
       MixSums{cells.x, mix, pixels.planes, layout.parts, layout.numbers, sums, scatter_job.bad,
-              weighted ? 1.0f / kMassScale : static_cast<float>(pixels.share()),
+              static_cast<float>((weighted ? 1 / kMassScale : pixels.share()) / scatter_job.scale),
               static_cast<float*>(job.histogram)});
 }
 
