@@ -83,14 +83,9 @@ _JOINT_HISTOGRAM = _Op(
     inputs=3,
     forward=lambda *arguments: _native.joint_histogram(*arguments),
     backward=lambda *arguments: _native.joint_histogram_backward(*arguments),
-    product=lambda a, b, m: _matmul(a * m, b.mT),
-    inner=lambda grad, a, b, m: (a * _matmul(grad, b) * m).sum(-2),
+    product=lambda a, b, m: reference.matmul(a * m, b.mT),
+    inner=lambda grad, a, b, m: (a * reference.matmul(grad, b) * m).sum(-2),
 )
-
-
-def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    with torch.autocast(a.device.type, enabled=False):  # a half precision product loses the far cells
-        return a @ b
 
 
 class _Call(NamedTuple):

@@ -210,7 +210,7 @@ def check_cyclic(cyclic: Any, boundary: str) -> None:
 def check_ref_hist_values(ref_hist: Tensor, boundary: str) -> None:
     """Sums of 1, or at most 1 where `open` lets mass out: so not counts, and not an image.
 
-    As for weights, only where that is free of a device synchronisation.
+    As for weights, only in eager calls on the CPU: on a GPU that would wait for the device.
     """
     if not _is_eager_cpu(ref_hist):
         return

@@ -204,7 +204,7 @@ _XYZ = (
 _FROM_LINEAR = [
     [m / sum(row) for m in row] for row in _XYZ
 ]  # to X / Xn, Y / Yn, Z / Zn: white is R = G = B = 1
-_TO_LINEAR = torch.linalg.inv(torch.tensor(_FROM_LINEAR, dtype=torch.float64)).tolist()
+_TO_LINEAR = torch.linalg.inv(torch.tensor(_FROM_LINEAR, dtype=torch.float64, device="cpu")).tolist()
 
 
 def _rgb_to_lab(r: Tensor, g: Tensor, b: Tensor) -> _Channels:

@@ -63,7 +63,8 @@ def soft_histogram(
         boundary: ``"reflect"`` (mass is 1 wherever the pixels are), ``"open"`` (Eq. 6 as printed: a pixel at
             an end keeps half its mass) or ``"cyclic"`` (bins wrap round, for hue).
         weight: non-negative weight per pixel that broadcasts to x, with a gradient of its own; a mask is 0
-            or 1. None weighs all pixels alike.
+            or 1. None weighs all pixels alike. Its values are checked in eager mode on the CPU alone: on a
+            GPU that would wait for the device, and a sum of 0 gives NaN.
 
     Returns:
         Histograms, shape (B, C, K), float32 (float64 for a float64 image), that sum to 1 (``"open"``: to

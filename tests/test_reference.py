@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
 
 from asserters import assert_gradient, assert_value
 from histloss import reference
@@ -295,6 +296,54 @@ def test_emd_of_a_shift(shift: int, norm: float) -> None:
     for p in (1, 3):
         expected = (shift / 256) ** (1 / p)
         assert reference.emd(h1, h2, p=p, form="norm").item() == pytest.approx(expected, rel=1e-15)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 15, 16, 17, 255, 256, 257, 300, 4097])
+@pytest.mark.parametrize("shape", [(), (2, 3), (0,)], ids=str)
+def test_sums_in_blocks_are_cumulative_sums(shape: tuple[int, ...], bins: int) -> None:
+    """What takes the place of cumsum on a GPU, here on the CPU."""
+    values = torch.randn(*shape, bins, dtype=F64)
+    expected = values.cumsum(-1)
+    assert_value(reference._sum_before(values, 0), expected)
+    assert_value(reference._sum_before(values, -1), expected - values, floor=1.0)
+
+
+def test_sums_in_blocks_lose_no_more_than_sums_one_by_one() -> None:
+    values = torch.randn(64, 256) / 256
+    exact = values.double().cumsum(-1)
+    one_by_one, total = torch.empty_like(values), torch.zeros(64)
+    for i, value in enumerate(values.unbind(-1)):
+        total = total + value
+        one_by_one[:, i] = total
+    errors = [(sums - exact).norm() for sums in (reference._sum_before(values, 0), one_by_one)]
+    assert errors[0] < errors[1]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_sums_in_blocks_have_every_derivative() -> None:
+    values = torch.randn(3, 40, dtype=F64, requires_grad=True)
+
+    def cubes(v: Tensor) -> Tensor:
+        return reference._sum_before(v, 0) ** 3
+
+    assert gradcheck(cubes, values, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(cubes, values, check_fwd_over_rev=True, check_batched_grad=True)
+    compiled = torch.compile(cubes, fullgraph=True, dynamic=True, backend="aot_eager")
+    for bins in (40, 47, 300):
+        v = torch.randn(2, bins, dtype=F64)
+        assert_value(compiled(v), v.cumsum(-1) ** 3)
+
+
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("bins", [256, 4096])
+def test_sums_in_blocks_have_the_same_bits_for_any_thread_count(bins: int) -> None:
+    values, upstream = torch.randn(48, bins, requires_grad=True), torch.randn(48, bins)
+    results = []
+    for threads in (1, 2, 3, 4):
+        torch.set_num_threads(threads)
+        sums = reference._sum_before(values, 0)
+        results.append((sums, *torch.autograd.grad(sums, values, upstream)))
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(other, results[0], strict=True))
 
 
 def test_emd_is_eq_14() -> None:

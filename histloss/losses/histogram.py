@@ -82,7 +82,7 @@ class EMDHistLoss(nn.Module):
         Args:
             out: output image, shape (B, C, \*spatial), float16, bfloat16, float32 or float64.
             ref_hist: target histograms, shape (B, C, K), or (C, K) for the whole batch, on the device of
-                out. Each sums to 1 (``"open"``: to at most 1); checked on the CPU.
+                out. Each sums to 1 (``"open"``: to at most 1); checked on the CPU, not on a GPU.
             weight: non-negative weight per pixel of out, as in :func:`histloss.soft_histogram`.
 
         Returns:
