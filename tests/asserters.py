@@ -26,7 +26,7 @@ class Agreement(NamedTuple):
 
 def agreement(actual: Tensor, expected: Tensor, floor: float = 0.0) -> Agreement:
     """Measure in float64. Where everything expected is below `floor`, the floor stands for every value."""
-    a, e = actual.detach().double().flatten(), expected.detach().double().flatten()
+    a, e = actual.detach().double().flatten(), expected.detach().to(actual.device).double().flatten()
     if torch.equal(a, e):
         return Agreement(0.0, 0.0, 1.0, 0.0)
     error = a - e
@@ -84,6 +84,6 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> float:
 
 
 def _worst(actual: Tensor, expected: Tensor) -> str:
-    error = (actual.detach().double() - expected.detach().double()).abs()
+    error = (actual.detach().double() - expected.detach().to(actual.device).double()).abs()
     where = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
     return f"worst at {where}: {float(actual[where])!r}, expected {float(expected[where])!r}"

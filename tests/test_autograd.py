@@ -23,8 +23,11 @@ from histloss.binning import BOUNDARIES, Binning
 
 HALVES = (torch.float16, torch.bfloat16)
 ops = torch.ops.histloss
-# PyTorch's own forward mode scripts its decompositions.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("device"),
+    # PyTorch's own forward mode scripts its decompositions.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
+]
 
 Inputs = tuple[Tensor, ...]
 Map = Callable[..., Any]
@@ -343,7 +346,7 @@ def test_half_precision(case: Case, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
-def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
+def test_autocast_changes_nothing(device: torch.device, dtype: torch.dtype) -> None:
     case = Case("joint_histogram", ("x", "y"))
     inputs = leaves(case.inputs(1, 2, 1000, dtype=dtype))
 
@@ -358,7 +361,7 @@ def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
         return [joint, mi, *first, *second, directional]
 
     plain = values()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         cast = values()
     assert cast[0].dtype == torch.float32
     for a, b in zip(cast, plain, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import subprocess
@@ -119,6 +120,59 @@ def test_targets_hold_only_for_the_size_they_were_set_for() -> None:
     assert cases.target_of(full | {"metric": "memory", "side": "reference"}) is None
     assert run.verdict(full | {"value": 899.0}).startswith("MISSED")
     assert run.verdict(full | {"value": 901.0}).startswith("reached")
+
+
+def test_gpu_targets_hold_for_the_whole_batch_alone() -> None:
+    row = {"metric": "saving", "stage": "both", "side": "histloss", "case": CASE.name, "op": CASE.op}
+    full = row | {"bins": 256, "shape": [16, 3, 256, 256], "device": "cuda"}
+    target = cases.target_of(full)
+    assert target is not None
+    assert (target.reached(100), target.reached(99.9)) == (True, False)
+    assert cases.target_of(full | {"shape": [8, 3, 256, 256]}) is None
+    assert cases.target_of(full | {"device": "cpu"}) is None
+
+
+def test_the_reference_gets_as_many_images_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "prepare", lambda case, settings, content: [settings.shape[0], None])
+    monkeypatch.setattr(measure, "function", lambda *_: None)
+
+    def evaluate(call: object, count: int, upstream: object) -> None:
+        if count > 5:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(measure, "_evaluate", evaluate)
+    for case, fitting in ((cases.JOINT_REFLECT, 4), (cases.MAPS, 4)):
+        assert measure.fitting(case, cases.GPU_FULL, "reference").shape == (fitting, 3, 256, 256)
+        assert measure.fitting(case, cases.GPU_FULL, "histloss") is cases.GPU_FULL
+    assert measure.fitting(CASE, cases.FULL, "reference") is cases.FULL
+
+
+def test_a_ratio_is_of_equal_work() -> None:
+    """Half the images in 6 s against all of them in 2 s."""
+    assert measure.ratios([[(4.0, 2.0)]], [[(1.0, 1.0)]], "both", work=2.0) == [6.0]
+
+
+def test_a_floor_is_the_bytes_that_must_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "gpu_seconds", lambda copy: [2**31 / 4e12])  # 1 GiB is read and written
+    settings = dataclasses.replace(cases.GPU_QUICK, device="cpu")
+    image, joint = 2 * 3 * 32 * 32 * 4, 2 * 3 * 16 * 16 * 4
+    found = [row["value"] for row in measure.floor_rows(CASE, settings, "uniform")]
+    forward, backward = 2 * image + joint, 4 * image + joint
+    assert found == pytest.approx([count / 4e9 for count in (forward, backward, forward + backward)])
+
+
+def test_both_sides_of_a_loss_are_one_function() -> None:
+    settings = dataclasses.replace(cases.GPU_QUICK, device="cpu")
+    inputs, _ = work.prepare(cases.DEEP_HIST, settings, "uniform")
+    ours, theirs = (work.function(cases.DEEP_HIST, settings, side)(*inputs) for side in cases.SIDES)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_plan_for_a_gpu_has_every_case() -> None:
+    jobs = [job for jobs, _ in run.gpu_processes() for job in jobs]
+    assert {case for metric, case, _ in jobs if metric == "time"} == set(cases.GPU_CASES)
+    assert {metric for metric, _, _ in jobs} == {"floor", "time", "error", "saving"}
+    assert run.hardware({"gpu": "NVIDIA H200", "cpu": "x", "cores": 1, "threads": 1}) == "nvidia-h200"
 
 
 def test_run_writes_a_row_for_every_measurement(result: dict[str, Any]) -> None:

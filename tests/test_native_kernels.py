@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 import histloss
 from asserters import assert_gradient, assert_value
+from devices import on_cpu
 from histloss import native, reference
 from histloss.binning import BOUNDARIES, Binning, accumulation_dtype
 
@@ -32,6 +34,8 @@ PIXELS = (0, 1, 2, 15, 16, 17, 63, 64, 65, 1000, 4097, 70000)
 RANGES = ((-1.0, 1.0), (0.0, 1.0), (0.1, 0.7), (-180.0, 180.0), (16.0, 235.0))
 LAYOUTS = ("contiguous", "misaligned", "strided", "transposed", "expanded")
 MASSES = ("none", "random", "mask")
+
+pytestmark = pytest.mark.usefixtures("device")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -185,8 +189,8 @@ def codes(*axes: Binning) -> list[float]:
 # ---- the checks -----------------------------------------------------------------------------------
 
 
-def check_maps(case: Case) -> None:
-    inputs, axis, ops = Inputs(case), case.axis_x, torch.ops.histloss
+def check_maps(case: Case, ops: Any = torch.ops.histloss) -> None:
+    inputs, axis = Inputs(case), case.axis_x
     maps, slopes = (reference.plane_maps(inputs.x.double(), axis, d) for d in (0, 1))
     actual = ops.activation_maps(inputs.x, *codes(axis))
     assert actual.dtype == accumulation_dtype(case.dtype)
@@ -199,8 +203,8 @@ def check_maps(case: Case) -> None:
     assert_gradient(found, (grad * slopes).sum(1), floor=gradient_floor(case, grad, scale))
 
 
-def check_soft_histogram(case: Case) -> None:
-    inputs, axis, ops = Inputs(case), case.axis_x, torch.ops.histloss
+def check_soft_histogram(case: Case, ops: Any = torch.ops.histloss) -> None:
+    inputs, axis = Inputs(case), case.axis_x
     maps, slopes = (reference.plane_maps(inputs.pool_x.double(), axis, d) for d in (0, 1))
     actual = ops.soft_histogram(inputs.x, inputs.mass, *codes(axis))
     assert actual.dtype == accumulation_dtype(case.dtype)
@@ -221,8 +225,8 @@ def check_soft_histogram(case: Case) -> None:
         assert_gradient(found_mass, expected, floor=gradient_floor(case, grad, peak(axis)))
 
 
-def check_joint_histogram(case: Case) -> None:
-    inputs, axes, ops = Inputs(case), (case.axis_x, case.axis_y), torch.ops.histloss
+def check_joint_histogram(case: Case, ops: Any = torch.ops.histloss) -> None:
+    inputs, axes = Inputs(case), (case.axis_x, case.axis_y)
     maps_x, slopes_x = (reference.plane_maps(inputs.pool_x.double(), axes[0], d) for d in (0, 1))
     maps_y, slopes_y = (reference.plane_maps(inputs.pool_y.double(), axes[1], d) for d in (0, 1))
     actual = ops.joint_histogram(inputs.x, inputs.y, inputs.mass, *codes(*axes))
@@ -592,6 +596,7 @@ def instruction_sets() -> list[str]:
 OTHER_SETS = [simd for simd in instruction_sets() if simd != native.backend_info()["cpu"]["simd"]]
 
 
+@on_cpu
 @pytest.mark.parametrize("simd", OTHER_SETS)
 def test_every_other_instruction_set(simd: str) -> None:
     """The random cases again, in a process whose library uses that set (see the fixture `library`)."""

@@ -13,8 +13,11 @@ from torch.utils._pytree import tree_leaves
 
 import histloss
 from asserters import assert_value
+from devices import on_cpu
 from histloss import DeepHistLoss, EMDHistLoss, MIHistLoss, native
 from histloss.reference import MI_MODES
+
+pytestmark = pytest.mark.usefixtures("device")
 
 
 class Outputs(TorchDispatchMode):
@@ -71,11 +74,11 @@ def test_a_constant_image_gives_no_nan(dtype: torch.dtype, value: float, mode: s
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mode", MI_MODES)
-def test_autocast_gives_no_infinity(mode: str, low: torch.dtype) -> None:
+def test_autocast_gives_no_infinity(device: torch.device, mode: str, low: torch.dtype) -> None:
     """MONAI #7622: GlobalMutualInformationLoss is -inf under autocast, its joint histogram being float16."""
     x, y = images(1, 1, 64, 64)
     out = x.to(low).requires_grad_()
-    with torch.autocast("cpu", dtype=low):
+    with torch.autocast(device.type, dtype=low):
         loss = MIHistLoss(mode=mode)(out, y)
     (grad,) = torch.autograd.grad(loss, [out])
     assert loss.dtype == torch.float32
@@ -196,6 +199,7 @@ def test_any_number_of_bins(bins: int) -> None:
     assert joint.sum().item() == pytest.approx(1, abs=1e-5)
 
 
+@on_cpu
 def test_no_value_is_read_back_and_no_device_is_assumed() -> None:
     """FireANTs synchronises inside forward, HistoGAN fixes device="cuda". Meta tensors hold no values."""
     out = torch.empty(2, 3, 8, 8, device="meta").requires_grad_()
@@ -299,6 +303,7 @@ def test_the_same_bits_every_time() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results, first, strict=True))
 
 
+@on_cpu
 def test_more_than_two_to_the_31_pixels() -> None:
     """onnxruntime #28107: 32-bit offsets overflow. Pages that nobody wrote to take no memory."""
     assert native.available(torch.empty(0)), native.backend_info()

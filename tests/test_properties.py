@@ -7,7 +7,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 import histloss
@@ -18,7 +18,20 @@ from histloss.reference import MI_MODES
 F64 = torch.float64
 pytestmark = pytest.mark.usefixtures("path")
 
+settings.register_profile(
+    "histloss",
+    deadline=None,
+    derandomize=True,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("histloss")
+
 CLOSED = ("reflect", "cyclic")  # the boundaries that lose no mass
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
 
 
 @st.composite
@@ -40,7 +53,7 @@ def images(draw: st.DrawFn, binning: dict[str, Any], outside: float = 2.0) -> Te
     lo, hi = binning["range"]
     count, seed = draw(st.integers(1, 60)), draw(st.integers(0, 2**31))
     kind = draw(st.sampled_from(["spread", "constant", "saturated", "outside"]))
-    t = torch.rand(1, 1, count, dtype=F64, generator=torch.Generator().manual_seed(seed))
+    t = torch.rand(1, 1, count, dtype=F64, generator=seeded(seed))
     t = {
         "spread": t,
         "constant": t[..., :1].expand_as(t),
@@ -53,7 +66,7 @@ def images(draw: st.DrawFn, binning: dict[str, Any], outside: float = 2.0) -> Te
 @st.composite
 def histograms(draw: st.DrawFn, count: int = 2) -> tuple[Tensor, ...]:
     bins, seed = draw(st.integers(1, 40)), draw(st.integers(0, 2**31))
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     sharpness = draw(st.sampled_from([0.0, 1.0, 20.0]))
     return tuple(
         (sharpness * torch.randn(bins, dtype=F64, generator=generator)).softmax(-1) for _ in range(count)
@@ -61,7 +74,7 @@ def histograms(draw: st.DrawFn, count: int = 2) -> tuple[Tensor, ...]:
 
 
 def permutation(n: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(n))
+    return torch.randperm(n, generator=seeded(n))
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -234,7 +247,7 @@ def test_relative_mi_distance_is_between_0_and_1(data: st.DataObject) -> None:
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31), st.sampled_from([0.0, 1.0, 30.0]))
 def test_bounds_of_mutual_information(rows: int, columns: int, seed: int, sharpness: float) -> None:
     """0 <= I <= min(H(P), H(Q)), 0 <= H(y | x), 1 <= NMI <= 2, and I is symmetric."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     joint = (
         (sharpness * torch.randn(rows * columns, dtype=F64, generator=generator))
         .softmax(-1)
