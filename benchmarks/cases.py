@@ -34,6 +34,7 @@ class Settings:
 
     bins: int = 256
     shape: tuple[int, ...] = (1, 3, 256, 256)
+    device: str = "cpu"
     threads: int = 2
     rounds: int = 5
     seconds: float = 0.15  # each side in each round
@@ -58,7 +59,7 @@ class Target:
         )
 
     def reached(self, value: float) -> bool:
-        return value >= self.limit if self.metric == "ratio" else value <= self.limit
+        return value >= self.limit if self.metric in ("ratio", "saving") else value <= self.limit
 
 
 JOINT_REFLECT = Case("joint_histogram", "reflect")
@@ -71,8 +72,15 @@ MAPS = Case("activation_maps", "reflect")
 CASES = (JOINT_REFLECT, JOINT_OPEN, JOINT_WIDE, SOFT_REFLECT, SOFT_OPEN, MAPS)
 MEMORY_CASES = (JOINT_REFLECT, JOINT_OPEN, JOINT_WIDE, SOFT_REFLECT)
 
+DEEP_HIST = Case("deep_hist_loss", "reflect")
+GPU_CASES = (JOINT_REFLECT, SOFT_REFLECT, MAPS, DEEP_HIST)
+GPU_TIMED_CONTENTS = ("uniform", "photo", "saturated", "constant, inside")
+GPU_MEMORY_CASES = (JOINT_REFLECT, SOFT_REFLECT, DEEP_HIST)
+
 FULL = Settings()
 QUICK = Settings(bins=16, shape=(1, 3, 32, 32), threads=1, rounds=2, seconds=0.005)
+GPU_FULL = Settings(shape=(16, 3, 256, 256), device="cuda", seconds=0.05)
+GPU_QUICK = Settings(bins=16, shape=(2, 3, 32, 32), device="cuda", threads=1, rounds=2, seconds=0.002)
 
 TARGETS = (  # float32 on two cores, at the size of FULL
     Target("ratio", "both", 900, case=JOINT_REFLECT),
@@ -86,11 +94,26 @@ TARGETS = (  # float32 on two cores, at the size of FULL
 )
 
 
+GPU_TARGETS = (  # float32 on an H200, at the size of GPU_FULL; milliseconds
+    Target("time", "forward", 0.20, case=JOINT_REFLECT),
+    Target("time", "backward", 0.20, case=JOINT_REFLECT),
+    Target("time", "both", 0.05, case=SOFT_REFLECT),
+    Target("time", "replay", 0.50, case=DEEP_HIST),
+    Target("ratio", "both", 100, case=JOINT_REFLECT),
+    Target("ratio", "both", 100, case=SOFT_REFLECT),
+    Target("ratio", "both", 100, case=DEEP_HIST),
+    Target("saving", "both", 100),
+)
+
+
 def target_of(row: Row) -> Target | None:
     """The target that a row is held to; rows of another size have none."""
-    if (row["bins"], tuple(row["shape"][2:])) != (FULL.bins, FULL.shape[2:]):
+    gpu = row.get("device") == "cuda"
+    full, targets = (GPU_FULL, GPU_TARGETS) if gpu else (FULL, TARGETS)
+    size = slice(0 if gpu else 2, None)  # more images take as long each on the CPU, but not on a GPU
+    if (row["bins"], tuple(row["shape"][size])) != (full.bins, full.shape[size]):
         return None
-    return next((target for target in TARGETS if target.applies(row)), None)
+    return next((target for target in targets if target.applies(row)), None)
 
 
 def find(rows: Sequence[Row], like: Row) -> Row:

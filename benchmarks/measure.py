@@ -8,15 +8,17 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cases import SIDES, Case, Row, Settings
-from work import function, prepare
+from cases import DEEP_HIST, SIDES, Case, Row, Settings
+from work import Work, function, prepare
 
 STAGES = ("forward", "backward", "both")
 Sample = tuple[float, float]  # seconds of one call: forward, backward
@@ -24,11 +26,62 @@ Rounds = list[list[Sample]]
 
 
 def timed_call(call: Callable[..., Tensor], inputs: Sequence[Tensor], upstream: Tensor) -> Sample:
+    if upstream.is_cuda:
+        out: list[Tensor] = []
+        forward, backward = gpu_seconds(
+            lambda: out.append(call(*inputs)), lambda: torch.autograd.grad(out[0], inputs, upstream)
+        )
+        return forward, backward
     start = perf_counter()
     out = call(*inputs)
     middle = perf_counter()
     _gradients = torch.autograd.grad(out, inputs, upstream)  # named, so that freeing them is not timed
     return middle - start, perf_counter() - middle
+
+
+def gpu_seconds(*parts: Callable[[], Any]) -> list[float]:
+    """Seconds of the GPU for each part, between events, with the inputs out of its L2 cache.
+
+    The GPU is kept busy meanwhile, so that the host is ahead and its time is not in the figure.
+    """
+    _larger_than_l2().zero_()
+    torch.cuda._sleep(4_000_000)  # cycles: about two milliseconds
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(len(parts) + 1)]
+    events[0].record()
+    _results = []  # freeing them is not timed
+    for part, event in zip(parts, events[1:], strict=True):
+        _results.append(part())
+        event.record()
+    events[-1].synchronize()
+    return [1e-3 * start.elapsed_time(end) for start, end in pairwise(events)]
+
+
+@cache
+def _larger_than_l2() -> Tensor:
+    return torch.empty(2**28, dtype=torch.int8, device="cuda")
+
+
+def captured(call: Callable[..., Tensor], inputs: Sequence[Tensor], upstream: Tensor) -> Callable[[], Sample]:
+    """Forward and backward as one CUDA graph; its time counts as the forward's."""
+
+    def step() -> tuple[Tensor, ...]:
+        return _evaluate(call, inputs, upstream)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+
+    def replay() -> Sample:
+        _results = results  # which belong to the graph
+        return gpu_seconds(graph.replay)[0], 0.0
+
+    return replay
 
 
 def interleaved(sides: Mapping[str, Callable[[], Sample]], rounds: int, seconds: float) -> dict[str, Rounds]:
@@ -63,27 +116,81 @@ def stage_times(samples: Sequence[Sample], stage: str) -> list[float]:
     return [1e3 * (forward * sample[0] + backward * sample[1]) for sample in samples]
 
 
-def ratios(slow: Rounds, fast: Rounds, stage: str) -> list[float]:
-    """How many times faster `fast` was, round by round."""
+def ratios(slow: Rounds, fast: Rounds, stage: str, work: float = 1.0) -> list[float]:
+    """How many times faster `fast` was at `work` times the work, round by round."""
     return [
-        statistics.median(stage_times(a, stage)) / statistics.median(stage_times(b, stage))
+        work * statistics.median(stage_times(a, stage)) / statistics.median(stage_times(b, stage))
         for a, b in zip(slow, fast, strict=True)
     ]
 
 
 def time_rows(case: Case, settings: Settings, content: str) -> list[Row]:
-    work = prepare(case, settings, content)
-    sides = {side: partial(timed_call, function(case, settings, side), *work) for side in SIDES}
+    sizes = {side: fitting(case, settings, side) for side in SIDES}
+    works = shared_work(case, sizes, content)
+    sides = {
+        side: partial(timed_call, function(case, sizes[side], side), *works[sizes[side]]) for side in SIDES
+    }
     taken = interleaved(sides, settings.rounds, settings.seconds)
+    smaller = images(sizes["histloss"]) / images(sizes["reference"])
     rows = []
     for stage in STAGES:
         for side in SIDES:
             samples = [sample for samples in taken[side] for sample in samples]
             times = summary(stage_times(samples, stage))
-            rows.append(_row(case, settings, content, "time", "ms", stage, side) | times)
-        ratio = summary(ratios(taken["reference"], taken["histloss"], stage))
+            rows.append(_row(case, sizes[side], content, "time", "ms", stage, side) | times)
+        ratio = summary(ratios(taken["reference"], taken["histloss"], stage, smaller))
         rows.append(_row(case, settings, content, "ratio", "x", stage, "histloss") | ratio)
+    if settings.device == "cuda" and case == DEEP_HIST:
+        replay = captured(function(case, settings, "histloss"), *works[settings])
+        taken = interleaved({"replay": replay}, settings.rounds, settings.seconds)
+        times = summary(stage_times([sample for samples in taken["replay"] for sample in samples], "both"))
+        rows.append(_row(case, settings, content, "time", "ms", "replay", "histloss") | times)
     return rows
+
+
+@cache
+def fitting(case: Case, settings: Settings, side: str) -> Settings:
+    """With half the images, and half again, until the reference fits into the memory of the GPU."""
+    while settings.device == "cuda" and side == "reference":
+        try:
+            _evaluate(function(case, settings, side), *prepare(case, settings, "uniform"))
+            break
+        except torch.OutOfMemoryError:
+            if images(settings) == 1:
+                raise
+            settings = replace(settings, shape=(images(settings) // 2, *settings.shape[1:]))
+        finally:
+            release()
+    return settings
+
+
+def images(settings: Settings) -> int:
+    return settings.shape[0]
+
+
+def shared_work(case: Case, sizes: Mapping[str, Settings], content: str) -> dict[Settings, Work]:
+    """The work of each size: one and the same for both sides where they have one size."""
+    return {size: prepare(case, size, content) for size in set(sizes.values())}
+
+
+def floor_rows(case: Case, settings: Settings, content: str) -> list[Row]:
+    """The time in which the GPU copies as many bytes as the op must read and write."""
+    inputs, upstream = prepare(case, settings, content)
+    x = sum(image.nbytes for image in inputs)
+    bytes_of = {"forward": x + upstream.nbytes, "backward": 2 * x + upstream.nbytes}
+    bytes_of["both"] = sum(bytes_of.values())
+    source = torch.zeros(2**30, dtype=torch.int8, device=settings.device)
+    target = torch.empty_like(source)
+    rate = (
+        2
+        * source.nbytes
+        / statistics.median(gpu_seconds(partial(target.copy_, source))[0] for _ in range(20))
+    )
+    return [
+        _row(case, settings, content, "floor", "ms", stage, "copy")
+        | {"value": 1e3 * bytes_of[stage] / rate, "GB per s": 1e-9 * rate}
+        for stage in STAGES
+    ]
 
 
 def error_rows(case: Case, settings: Settings, content: str) -> list[Row]:
@@ -113,14 +220,21 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
 def memory_rows(case: Case, settings: Settings, side: str) -> list[Row]:
     """Peak memory of forward and backward beyond inputs, outputs and gradients, in a process of its own.
 
-    The peak resident size, reset before the call, less the size then and the bytes of the results. A tiny
-    call goes first: it loads code and starts threads, and leaves no buffer of the size measured.
+    On a GPU it is that of PyTorch's allocator. On the CPU it is the peak resident size, reset before the
+    call, less the size then and the bytes of the results. A tiny call goes first: it loads code and starts
+    threads, and leaves no buffer of the size measured.
     """
-    tiny = Settings(bins=2, shape=(1, 1, 4, 4))
+    tiny = Settings(bins=2, shape=(1, 1, 4, 4), device=settings.device)
     _evaluate(function(case, tiny, side), *prepare(case, tiny, "uniform"))
     work = prepare(case, settings, "uniform")
     call = function(case, settings, side)
     release()
+    if settings.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        results = _evaluate(call, *work)
+        growth = torch.cuda.max_memory_allocated() - before - sum(result.nbytes for result in results)
+        return [_row(case, settings, "uniform", "memory", "MB", "both", side) | {"value": growth / 1e6}]
     Path("/proc/self/clear_refs").write_text("5")
     before = _status_bytes("VmRSS")
     results = _evaluate(call, *work)
@@ -128,9 +242,20 @@ def memory_rows(case: Case, settings: Settings, side: str) -> list[Row]:
     return [_row(case, settings, "uniform", "memory", "MB", "both", side) | {"value": growth / 1e6}]
 
 
+def saving_rows(case: Case, settings: Settings, content: str) -> list[Row]:
+    """Peak memory of both sides on a GPU, and how many times less it is for each image."""
+    sizes = {side: fitting(case, settings, side) for side in SIDES}
+    rows = [row for side in SIDES for row in memory_rows(case, sizes[side], side)]
+    ours, theirs = (row["value"] / row["shape"][0] for row in rows)
+    saving = {"value": theirs / max(ours, 1e-6)}
+    return [*rows, _row(case, settings, content, "saving", "x", "both", "histloss") | saving]
+
+
 def release() -> None:
-    """Give what is free back to the system, where the C library can (glibc)."""
+    """Give what is free back to the system, where the C library can (glibc), and to the GPU."""
     gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)
@@ -156,7 +281,7 @@ def _row(case: Case, settings: Settings, content: str, metric: str, unit: str, s
         "bins": settings.bins,
         "shape": list(settings.shape),
         "dtype": "float32",
-        "device": "cpu",
+        "device": settings.device,
         "threads": settings.threads,
         "content": content,
         "metric": metric,

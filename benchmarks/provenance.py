@@ -18,7 +18,12 @@ from work import PHOTO
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def collect() -> dict[str, Any]:
+def collect(device: str = "cpu") -> dict[str, Any]:
+    on_gpu = _gpu() if device == "cuda" else {}
+    return _common() | on_gpu
+
+
+def _common() -> dict[str, Any]:
     library = histloss.backend_info()["cpu"]
     return {
         "version": histloss.__version__,
@@ -39,6 +44,39 @@ def collect() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "photo": PHOTO,
     }
+
+
+def _gpu() -> dict[str, Any]:
+    """The GPU, its clocks and limits before the run, and the CUDA versions of everything involved."""
+    library = histloss.backend_info()["cuda"]
+    fields = [
+        *("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem"),
+        *("power.limit", "temperature.gpu", "utilization.gpu", "persistence_mode", "ecc.mode.current"),
+    ]
+    return {
+        "native": library["loaded"],
+        "architectures": library["architectures"],
+        "compiler": library["compiler"],
+        "runtime": library["runtime"],
+        "gpu": torch.cuda.get_device_name(),
+        "capability": ".".join(map(str, torch.cuda.get_device_capability())),
+        "multiprocessors": torch.cuda.get_device_properties().multi_processor_count,
+        "memory": torch.cuda.get_device_properties().total_memory,
+        "cuda": torch.version.cuda,
+        "nvidia_smi": dict(zip(fields, _nvidia_smi(fields), strict=False)),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+    }
+
+
+def _nvidia_smi(fields: list[str]) -> list[str]:
+    """What the driver says of the current GPU; nothing where there is no nvidia-smi."""
+    gpu = str(torch.cuda.get_device_properties().uuid)
+    query = [f"--query-gpu={','.join(fields)}", "--format=csv,noheader", f"--id=GPU-{gpu}"]
+    try:
+        done = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True)
+    except FileNotFoundError:
+        return []
+    return [field.strip() for field in done.stdout.split(",")] if done.returncode == 0 else []
 
 
 def _git(*arguments: str) -> str | None:

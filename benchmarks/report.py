@@ -27,6 +27,8 @@ def main() -> None:
     parser.add_argument("result", type=Path, help="a JSON file under benchmarks/results")
     path = parser.parse_args().result.resolve()
     result = json.loads(path.read_text())
+    if "gpu" in result["provenance"]:
+        parser.error("the README's table is for results of a CPU: there is none yet for those of a GPU")
     text = README.read_text()
     if not BLOCK.search(text):
         parser.error(f"{README.name} must have the lines <!-- benchmark --> and <!-- /benchmark -->")

@@ -1,7 +1,7 @@
 """Measures the library against histloss.reference and prints the result beside its targets.
 
-Takes about three minutes and writes benchmarks/results/<version>/<hardware>.json. --quick does a little work
-to see that everything runs, and is no measurement.
+Takes a few minutes and writes benchmarks/results/<version>/<hardware>.json. --quick does a little work to see
+that everything runs, and is no measurement.
 """
 
 from __future__ import annotations
@@ -14,16 +14,23 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+import torch
 
 from cases import (
     CASES,
     CONTENTS,
+    DEEP_HIST,
     FULL,
+    GPU_CASES,
+    GPU_FULL,
+    GPU_MEMORY_CASES,
+    GPU_QUICK,
+    GPU_TIMED_CONTENTS,
     MEMORY_CASES,
     QUICK,
     SIDES,
@@ -45,13 +52,12 @@ Job = tuple[str, Case, str]  # metric, case, and the content or (memory) the sid
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
     given = {name: value for name in ("threads", "rounds") if (value := getattr(options, name))}
-    settings = replace(QUICK if options.quick else FULL, **given)
+    full, quick = (GPU_FULL, GPU_QUICK) if options.device == "cuda" else (FULL, QUICK)
+    settings = replace(quick if options.quick else full, **given)
     rows: list[Row] = []
     provenance: dict[str, Any] = {}
-    tasks = [(jobs, heap) for jobs, heap in plan(options.only, options.quick) if jobs]
-    with tqdm(
-        total=sum(len(jobs) for jobs, _ in tasks), unit="measurement", smoothing=0, disable=None
-    ) as bar:
+    tasks = [(jobs, heap) for jobs, heap in plan(options) if jobs]
+    with progress(sum(len(jobs) for jobs, _ in tasks)) as bar:
         for jobs, heap in tasks:
             bar.set_description(f"{jobs[0][0]}: {jobs[0][1].name}")
             output = run_jobs(jobs, settings, heap)
@@ -76,6 +82,7 @@ def main(arguments: Sequence[str]) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small work; writes nothing without --output")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases with this in their name; likewise")
     parser.add_argument(
         "--threads", type=int, help=f"{FULL.threads} by default, with --quick {QUICK.threads}"
@@ -87,13 +94,50 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--threads must be at least 1, got {options.threads}")
     if options.rounds is not None and options.rounds < 2:
         parser.error(f"--rounds must be at least 2, got {options.rounds}")
-    if not any(options.only in case.name for case in CASES):
-        parser.error(f"--only must occur in one of {[case.name for case in CASES]}, got {options.only!r}")
+    cases = GPU_CASES if options.device == "cuda" else CASES
+    if not any(options.only in case.name for case in cases):
+        parser.error(f"--only must occur in one of {[case.name for case in cases]}, got {options.only!r}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device cuda needs a GPU, and torch {torch.__version__} sees none")
     return options
 
 
-def plan(only: str, quick: bool) -> list[tuple[list[Job], str | None]]:
+def progress(total: int) -> Any:
+    """A bar, or nothing where there is no tqdm: a machine that is lent need not have it."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        return nullcontext(NoBar())
+    return tqdm(total=total, unit="measurement", smoothing=0, disable=None)
+
+
+class NoBar:
+    def set_description(self, text: str) -> None:
+        pass
+
+    def update(self) -> None:
+        pass
+
+
+def plan(options: argparse.Namespace) -> list[tuple[list[Job], str | None]]:
     """The jobs of each process, and its heap: times and errors on one that keeps its pages."""
+    processes = gpu_processes() if options.device == "cuda" else cpu_processes(options.quick)
+    return [([job for job in jobs if options.only in job[1].name], heap) for jobs, heap in processes]
+
+
+def gpu_processes() -> list[tuple[list[Job], str | None]]:
+    """A process for each case, whose memory is the GPU's alone."""
+    processes: list[tuple[list[Job], str | None]] = []
+    for case in GPU_CASES:
+        jobs: list[Job] = [("floor", case, "uniform")]
+        jobs += [("time", case, content) for content in GPU_TIMED_CONTENTS]
+        jobs += [("error", case, content) for content in CONTENTS if case != DEEP_HIST]
+        jobs += [("saving", case, "uniform")] * (case in GPU_MEMORY_CASES)
+        processes.append((jobs, None))
+    return processes
+
+
+def cpu_processes(quick: bool) -> list[tuple[list[Job], str | None]]:
     timed = [("time", case, content) for case in CASES for content in TIMED_CONTENTS]
     checked = [("error", case, content) for case in CASES for content in CONTENTS]
     held = [("memory", case, side) for case in MEMORY_CASES[: 1 if quick else None] for side in SIDES]
@@ -102,7 +146,7 @@ def plan(only: str, quick: bool) -> list[tuple[list[Job], str | None]]:
         held = []
     processes: list[tuple[list[Job], str | None]] = [(timed + checked, KIND_HEAP)]
     processes += [([job], None) for job in held]
-    return [([job for job in jobs if only in job[1].name], heap) for jobs, heap in processes]
+    return processes
 
 
 def run_jobs(jobs: Sequence[Job], settings: Settings, heap: str | None) -> Iterator[Any]:
@@ -125,8 +169,11 @@ def run_jobs(jobs: Sequence[Job], settings: Settings, heap: str | None) -> Itera
 
 
 def print_rows(rows: Sequence[Row], provenance: dict[str, Any]) -> None:
-    library = f"native ({provenance['simd']})" if provenance["native"] else "NOT native: plain PyTorch"
+    built_for = provenance["architectures"] if "gpu" in provenance else provenance["simd"]
+    library = f"native ({built_for})" if provenance["native"] else "NOT native: plain PyTorch"
     machine = f"{provenance['cpu']}, {provenance['cores']} cores"
+    if "gpu" in provenance:
+        print(f"\n{provenance['gpu']}, CUDA {provenance['cuda']}, {provenance['nvidia_smi']}")
     print(f"\n{machine}, {provenance['threads']} threads, load before {provenance['load']}")
     print(f"histloss {provenance['version']} {library}, torch {provenance['torch']}")
     print(f"photo: {provenance['photo']}\n\nmedian (p20 to p80)")
@@ -134,7 +181,17 @@ def print_rows(rows: Sequence[Row], provenance: dict[str, Any]) -> None:
     for row in rows:
         if row["metric"] == "ratio":
             ours, theirs = (find(rows, row | {"metric": "time", "side": side}) for side in SIDES)
-            print(_label(row), _spread(ours), _spread(theirs), _spread(row), verdict(row))
+            reached = " ".join(filter(None, (verdict(ours), verdict(row))))
+            fewer = f"reference on {theirs['shape'][0]} of {ours['shape'][0]} images; ratio per image"
+            note = "" if theirs["shape"] == ours["shape"] else fewer
+            print(_label(row), _spread(ours), _spread(theirs), _spread(row), reached, note)
+        elif row["stage"] == "replay":
+            print(_label(row), _spread(row), verdict(row))
+        elif row["metric"] == "floor":
+            print(
+                _label(row),
+                f"{significant(row['value']):>6} at {row['GB per s']:.0f} GB/s, to copy its bytes",
+            )
     print("\nlargest error against float64, relative to the largest value, then the float32 reference's")
     for row in rows:
         if row["metric"] == "error" and row["side"] == "histloss":
@@ -142,21 +199,23 @@ def print_rows(rows: Sequence[Row], provenance: dict[str, Any]) -> None:
             print(_label(row), f"{row['value']:.1e}  {theirs['value']:.1e} ", verdict(row))
     print("\npeak memory beyond inputs, outputs and gradients")
     for row in rows:
-        if row["metric"] == "memory":
-            print(_label(row), f"{row['side']:<10} {row['value']:9.1f} MB ", verdict(row))
+        if row["metric"] in ("memory", "saving"):
+            images = f" for {row['shape'][0]} images"
+            print(_label(row), f"{row['side']:<10} {row['value']:9.1f} {row['unit']}{images} ", verdict(row))
 
 
 def verdict(row: Row) -> str:
     target = target_of(row)
     if target is None:
         return ""
-    limit = f"{target.limit:g}x" if row["metric"] == "ratio" else f"{target.limit:g}"
+    limit = f"{target.limit:g}x" if row["metric"] in ("ratio", "saving") else f"{target.limit:g}"
     return f"{'reached' if target.reached(row['value']) else 'MISSED'} ({limit})"
 
 
 def hardware(provenance: dict[str, Any]) -> str:
-    """A file's name for the machine: processor, cores and threads."""
+    """A file's name for the machine: the GPU, or processor, cores and threads."""
     name = f"{provenance['cpu']} {provenance['cores']} cores {provenance['threads']} threads"
+    name = provenance.get("gpu", name)
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

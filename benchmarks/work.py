@@ -30,25 +30,45 @@ class Work(NamedTuple):
 
 
 def prepare(case: Case, settings: Settings, content: str) -> Work:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(settings.device).manual_seed(0)
     x, y = pair(content, settings.shape, generator)
-    inputs = (x, y) if case.op == "joint_histogram" else (x,)
-    bins, spatial = settings.bins, settings.shape[2:]
-    trailing = {
-        "activation_maps": (bins, *spatial),
-        "soft_histogram": (bins,),
-        "joint_histogram": (bins, bins),
+    inputs = (x, y) if case.op in ("joint_histogram", "deep_hist_loss") else (x,)
+    planes, bins, spatial = settings.shape[:2], settings.bins, settings.shape[2:]
+    shape = {
+        "activation_maps": (*planes, bins, *spatial),
+        "soft_histogram": (*planes, bins),
+        "joint_histogram": (*planes, bins, bins),
+        "deep_hist_loss": (),
     }[case.op]
-    upstream = torch.randn(*settings.shape[:2], *trailing, generator=generator)
+    upstream = torch.randn(shape, generator=generator, device=generator.device)
     return Work(tuple(image.requires_grad_() for image in inputs), upstream)
 
 
 def function(case: Case, settings: Settings, side: str) -> Callable[..., Tensor]:
     """The public function of a case ("histloss"), or the one it is compared with ("reference")."""
+    if case.op == "deep_hist_loss":
+        return deep_hist_loss(settings, side)
     module = histloss if side == "histloss" else histloss.reference
     return functools.partial(
         getattr(module, case.op), bins=settings.bins, boundary=case.boundary, bandwidth=case.bandwidth
     )
+
+
+def deep_hist_loss(settings: Settings, side: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """EMD to a flat histogram and MI of both images, by DeepHistLoss or of the reference's functions."""
+    bins = settings.bins
+    target = torch.full((settings.shape[1], bins), 1 / bins, device=settings.device)
+    if side == "histloss":
+        loss = histloss.DeepHistLoss(emd=histloss.EMDHistLoss(bins), mi=histloss.MIHistLoss(bins))
+        return lambda out, src: loss(out, src, target).total
+
+    def composed(out: Tensor, src: Tensor) -> Tensor:
+        reference = histloss.reference
+        emd = reference.emd(reference.soft_histogram(out, bins=bins), target)
+        mi = reference.mutual_information(reference.joint_histogram(out, src, bins=bins))
+        return emd.mean() + mi.mean()
+
+    return composed
 
 
 def pair(content: str, shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -57,11 +77,13 @@ def pair(content: str, shape: tuple[int, ...], generator: torch.Generator) -> tu
     uniform: independent noise. photo: a photo and the same photo shifted. saturated: the same, most pixels
     clipped to the ends of the range. constant: one value, the worst case of a float32 sum.
     """
+    device = generator.device
     if content == "uniform":
-        return torch.rand(shape, generator=generator) * 2 - 1, torch.rand(shape, generator=generator) * 2 - 1
+        x, y = (torch.rand(shape, generator=generator, device=device) * 2 - 1 for _ in range(2))
+        return x, y
     if content in CONSTANTS:
-        x, y = CONSTANTS[content]
-        return torch.full(shape, x), torch.full(shape, y)
+        x, y = (torch.full(shape, value, device=device) for value in CONSTANTS[content])
+        return x, y
     image = photo(shape, generator)
     if content == "saturated":
         image = (3 * image).clamp(-1, 1)
@@ -71,10 +93,10 @@ def pair(content: str, shape: tuple[int, ...], generator: torch.Generator) -> tu
 def photo(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """What PHOTO names, resampled to a shape (B, C, H, W) with C <= 3."""
     if not HAS_PHOTO:
-        coarse = torch.randn(*shape[:2], 8, 8, generator=generator)
+        coarse = torch.randn(*shape[:2], 8, 8, generator=generator, device=generator.device)
         return torch.tanh(F.interpolate(coarse, shape[2:], mode="bicubic"))
     from skimage.data import astronaut
 
     image = torch.from_numpy(astronaut()).permute(2, 0, 1)[None] / 127.5 - 1
     image = F.interpolate(image, shape[2:], mode="bilinear", antialias=True).clamp(-1, 1)
-    return image[:, : shape[1]].expand(shape).clone()
+    return image[:, : shape[1]].expand(shape).clone().to(generator.device)

@@ -14,14 +14,20 @@ import measure
 import provenance
 from cases import Case, Settings
 
-MEASURES = {"time": measure.time_rows, "error": measure.error_rows, "memory": measure.memory_rows}
+MEASURES = {
+    "time": measure.time_rows,
+    "error": measure.error_rows,
+    "memory": measure.memory_rows,
+    "saving": measure.saving_rows,
+    "floor": measure.floor_rows,
+}
 
 
 def main() -> None:
     task = json.loads(sys.argv[1])
     settings = Settings(**task["settings"] | {"shape": tuple(task["settings"]["shape"])})
     torch.set_num_threads(settings.threads)
-    print(json.dumps(provenance.collect()), flush=True)
+    print(json.dumps(provenance.collect(settings.device)), flush=True)
     for metric, case, of in task["jobs"]:
         print(json.dumps(MEASURES[metric](Case(**case), settings, of)), flush=True)
         measure.release()
