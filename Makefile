@@ -3,14 +3,16 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+export HISTLOSS_CUDA_ARCHS ?= 75+PTX# one compiles soonest, and its PTX runs on every newer GPU; empty: all
 export HISTLOSS_BUILD ?= 1# without a compiler, fail; "make HISTLOSS_BUILD=auto" goes on in plain PyTorch
 
 BIN := $(abspath $(VENV))/bin
 REQUIREMENTS := $(VENV)/requirements.stamp
 INSTALLED := $(VENV)/installed.stamp
-SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp')
+SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+EMULATOR := $(shell find tests/emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test sanitize lint format bench clean
+.PHONY: demo test sanitize test-cuda-emulated lint format bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/recolor.py
@@ -23,22 +25,36 @@ test: $(INSTALLED)
 # the traceback names the test.
 SANITIZED := build/sanitize/package
 sanitize: $(REQUIREMENTS)
-	HISTLOSS_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-lib $(SANITIZED)
+	HISTLOSS_SANITIZE=1 HISTLOSS_CUDA=0 $(BIN)/python setup.py --quiet build --build-lib $(SANITIZED)
 	cd $(SANITIZED) && \
 		OMP_NUM_THREADS=1 LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1 \
 		$(BIN)/python -m pytest --numprocesses 2 --capture=sys $(CURDIR)/tests/test_native_kernels.py
 
+# The CUDA kernels on the CPU: compiled for speed, then under AddressSanitizer and UBSan, then ThreadSanitizer,
+# which is not to look at Python and PyTorch.
+EMULATED := $(BIN)/python -m pytest --numprocesses 2 --capture=sys tests/emulation
+test-cuda-emulated: $(INSTALLED)
+	$(BIN)/python tests/emulation/build.py
+	OMP_NUM_THREADS=1 $(EMULATED)
+	OMP_NUM_THREADS=1 HISTLOSS_EMULATION=asan \
+		LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1 \
+		$(EMULATED)/test_kernels.py
+	OMP_NUM_THREADS=1 HISTLOSS_EMULATION=tsan LD_PRELOAD="$$(c++ -print-file-name=libtsan.so)" \
+		TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1:abort_on_error=1 \
+		$(EMULATED)/test_kernels.py
+
 lint: $(REQUIREMENTS)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES) $(EMULATOR)
 
 format: $(REQUIREMENTS)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $(SOURCES)
+	$(BIN)/clang-format -i $(SOURCES) $(EMULATOR)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/run.py

@@ -10,9 +10,12 @@ namespace {
 
 // A summand is at most 2^23 for one pixel: the spacing of float32 there is 1, and adding 2^23 rounds to it.
 constexpr float kLargest = 8388608.0f - 16.0f;
-// Pixels whose summands surely fit.
-constexpr int kSegment = 65536;
-// What a plane's mass, 1 in all, is multiplied by: no more than a segment of pixels of mass 1 has.
+// Pixels whose summands surely fit. Tests make do with fewer, to need several segments.
+#ifndef HISTLOSS_SEGMENT
+#define HISTLOSS_SEGMENT 65536
+#endif
+constexpr int kSegment = HISTLOSS_SEGMENT;
+// What a plane's mass, 1 in all, is multiplied by: what a whole segment of pixels has without masses.
 constexpr float kMassScale = 65536.0f;
 
 struct FixedSums {

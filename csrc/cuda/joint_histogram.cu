@@ -62,7 +62,6 @@ __device__ __forceinline__ void add_pixels(const Scatter& job, Found& found, int
         sums.add(at + r * job.stride, pi_x, pi_y);
     }
   }
-  __syncwarp();
 }
 
 template <int ROWS, bool WEIGHTED>
