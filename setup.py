@@ -172,7 +172,7 @@ def write_ninja_file(torch: Path, nvcc: Nvcc | None) -> None:
             return
 
         compile_flags = [
-            *("-std=c++20", "-O3", *nvcc.flags, "-Xptxas=-v", *DEFINES, *headers),
+            *("-std=c++20", "-O3", "-ftz=true", *nvcc.flags, "-Xptxas=-v", *DEFINES, *headers),
             *for_host(host_flags + user_flags),
         ]
         # What ptxas tells of registers and spills is for the file beside the object, warnings are for all.

@@ -111,7 +111,7 @@ def test_forward_backward_and_double_backward_stay_on_the_device(name: str) -> N
     lambda x: x * torch.ones(8),
     lambda x: x.median(-1),
     lambda x: torch.where(x > 0),
-], ids=str)  # fmt: skip
+], ids=["item", "cumsum", "boolean index", "host tensor", "median", "nonzero"])  # fmt: skip
 def test_the_guard_sees(spoil: Callable[[Tensor], object]) -> None:
     with OnDevice(), pytest.raises((AssertionError, NotImplementedError)):
         spoil(image())

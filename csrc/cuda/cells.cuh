@@ -88,9 +88,13 @@ __device__ __forceinline__ float2 activation_and_slope(float2 exponentials, floa
   return make_float2(pi, pi * pi * fmaf(exponentials.y, n, -(exponentials.x * p)));
 }
 
-// What the kernels that use a table need: shared memory for each of its numbers and for each block.
+// Shared memory that the kernels with a table need, for each of its numbers and each warp of a block.
 struct TableCost {
-  std::size_t bytes_per_number, bytes_per_block;
+  std::size_t bytes_per_number, bytes_per_warp_of_8, bytes_per_warp_of_16;  // nodes
+
+  std::size_t bytes_per_warp(const Cells& rows) const {
+    return rows.nodes == 8 ? bytes_per_warp_of_8 : bytes_per_warp_of_16;
+  }
 };
 
 // ---- the mix between nodes and bins

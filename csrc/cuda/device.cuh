@@ -32,17 +32,17 @@ HISTLOSS_HOST_DEVICE T ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
 
-// kernel<<<blocks, kThreads>>>(job). Jobs are passed by value: a recorded graph keeps its own copy.
+// kernel<<<blocks, threads>>>(job). Jobs are passed by value: a recorded graph keeps its own copy.
 template <class Job>
 cudaError_t launch_blocks(void (*kernel)(Job), int64_t blocks, std::size_t shared_bytes, const Launch& on,
-                          const Job& job) {
+                          const Job& job, int threads = kThreads) {
   if (blocks == 0) return cudaSuccess;
   if (shared_bytes > 48 * 1024)
     HISTLOSS_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       static_cast<int>(shared_bytes)));
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(kThreads);
+  config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = on.stream;
   return cudaLaunchKernelEx(&config, kernel, job);

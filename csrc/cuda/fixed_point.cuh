@@ -27,16 +27,34 @@ struct FixedSums {
 
   static constexpr std::size_t kBytes = 5;  // of one
 
-  // a b 2^23, where the product of all factors is at most kLargest.
-  __device__ __forceinline__ void add(int at, float a, float b) const {
-    add_low(at, __float_as_uint(fmaf(a, b, 8388608.0f)) - 0x4b000000u);
-  }
-
-  // The same for any size.
-  __device__ __forceinline__ void add_any(int at, float value) const {
-    const unsigned long long fixed = __float2ull_rn(value);
-    add_low(at, static_cast<unsigned>(fixed));
-    if (const unsigned carry = static_cast<unsigned>(fixed >> 32); carry != 0) add_high(at, carry);
+  // N summands at once: the additions do not wait for each other, and their carries, which are rare, are
+  // looked for together. The products are at most kLargest, or anything if WIDE.
+  template <bool WIDE, int N>
+  __device__ __forceinline__ void add(const int (&at)[N], const float (&a)[N], const float (&b)[N]) const {
+    unsigned value[N], sum[N], carries[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if constexpr (WIDE) {
+        const unsigned long long fixed = __float2ull_rn(a[i] * b[i]);
+        value[i] = static_cast<unsigned>(fixed);
+        carries[i] = static_cast<unsigned>(fixed >> 32);
+      } else {
+        value[i] = __float_as_uint(fmaf(a[i], b[i], 8388608.0f)) - 0x4b000000u;
+        carries[i] = 0;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < N; ++i) sum[i] = atomicAdd(low + at[i], value[i]) + value[i];
+    bool any = false;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      carries[i] += sum[i] < value[i];
+      any |= carries[i] != 0;
+    }
+    if (!any) return;
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      if (carries[i] != 0) atomicAdd(high + at[i] / 4, carries[i] << (at[i] % 4 * 8));
   }
 
   __device__ __forceinline__ unsigned long long sum(int at) const {
@@ -46,17 +64,8 @@ struct FixedSums {
 
   // By all threads of a block; whole words of carries.
   __device__ __forceinline__ void clear(int count) const {
-    for (int i = threadIdx.x; i < count; i += kThreads) low[i] = 0;
-    for (int i = threadIdx.x; i < count / 4; i += kThreads) high[i] = 0;
-  }
-
- private:
-  __device__ __forceinline__ void add_low(int at, unsigned value) const {
-    const unsigned before = atomicAdd(low + at, value);
-    if (before + value < value) add_high(at, 1);
-  }
-  __device__ __forceinline__ void add_high(int at, unsigned carries) const {
-    atomicAdd(high + at / 4, carries << (at % 4 * 8));
+    for (int i = threadIdx.x; i < count; i += static_cast<int>(blockDim.x)) low[i] = 0;
+    for (int i = threadIdx.x; i < count / 4; i += static_cast<int>(blockDim.x)) high[i] = 0;
   }
 };
 

@@ -8,13 +8,26 @@
 namespace histloss::cuda {
 namespace {
 
+// Rows that follow each other begin in different halves of the shared memory's banks.
+inline int row_stride(const Cells& y) { return (y.columns() + 15) / 32 * 32 + 16; }
+
 struct JointCells {
   const CellBasis &basis_x, &basis_y;
   Cells x, y;
+
+  std::size_t numbers_per_cell() const { return static_cast<std::size_t>(x.nodes) * row_stride(y); }
 };
 
-// Rows that follow each other begin in different halves of the shared memory's banks.
-inline int row_stride(const Cells& y) { return (y.columns() + 15) / 32 * 32 + 16; }
+// Warps of a block: fewer where shared memory is scarce, 0 where not even one cell of x fits.
+inline int fitting_warps(const JointCells& cells, TableCost cost, const Launch& on) {
+  constexpr int kScarce = 96 * 1024;
+  const std::size_t limit = static_cast<std::size_t>(on.shared_bytes);
+  int warps = on.shared_bytes < kScarce ? kWarps / 2 : kWarps;
+  while (warps > 0 &&
+         cells.numbers_per_cell() * cost.bytes_per_number + warps * cost.bytes_per_warp(cells.x) > limit)
+    warps /= 2;
+  return warps;
+}
 
 // The axes in cells, or nothing where the direct method serves: float64 images, few pixels, kernels too
 // narrow or too wide for the tables, ranges short beside the kernel (their many folded taps would amplify
@@ -30,8 +43,7 @@ inline std::optional<JointCells> joint_cells(const Axis& axis_x, const Axis& axi
   if (cells.x.length > 4 * axis_x.bins || cells.y.length > 4 * axis_y.bins) return std::nullopt;
   const int64_t row = row_stride(cells.y), table = int64_t{cells.x.count} * cells.x.nodes * row;
   if (pixels.count * cells.x.taps * cells.y.taps < 4 * table) return std::nullopt;
-  const std::size_t one_cell = static_cast<std::size_t>(cells.x.nodes * row) * cost.bytes_per_number;
-  if (one_cell + cost.bytes_per_block > static_cast<std::size_t>(on.shared_bytes)) return std::nullopt;
+  if (fitting_warps(cells, cost, on) == 0) return std::nullopt;
   return cells;
 }
 
@@ -46,22 +58,23 @@ struct JointLayout {
   int stride;     // of a row
   int64_t table;  // numbers of a plane
   int strip_cells, strips;
+  int warps;  // of a block
   int parts;  // of a plane's pixels
   int64_t part_size;
   std::size_t shared_bytes;
 
   JointLayout(const JointCells& cells, TableCost cost, const Pixels& pixels, const Launch& on)
       : stride(row_stride(cells.y)), table(int64_t{cells.x.count} * cells.x.nodes * stride) {
-    const std::size_t one_cell = static_cast<std::size_t>(cells.x.nodes * stride) * cost.bytes_per_number;
+    warps = fitting_warps(cells, cost, on);
+    const std::size_t one_cell = cells.numbers_per_cell() * cost.bytes_per_number;
+    const std::size_t of_warps = warps * cost.bytes_per_warp(cells.x);
     const std::size_t limit = static_cast<std::size_t>(on.shared_bytes);
     const std::size_t wanted = limit < kBlockBytes ? limit : kBlockBytes;
-    const int most = wanted < cost.bytes_per_block + one_cell
-                         ? 1
-                         : static_cast<int>((wanted - cost.bytes_per_block) / one_cell);
+    const int most = wanted < of_warps + one_cell ? 1 : static_cast<int>((wanted - of_warps) / one_cell);
     strips = ceil_div(cells.x.count, most);
     strip_cells = ceil_div(cells.x.count, strips);
     strips = ceil_div(cells.x.count, strip_cells);
-    shared_bytes = static_cast<std::size_t>(strip_cells) * one_cell + cost.bytes_per_block;
+    shared_bytes = static_cast<std::size_t>(strip_cells) * one_cell + of_warps;
 
     int64_t wanted_parts = ceil_div(kBusyBlocks, pixels.planes * strips);
     const int64_t fitting = kScratchBytes / (table * static_cast<int64_t>(sizeof(unsigned long long)));

@@ -23,44 +23,59 @@ struct Scatter {
   unsigned* bad;  // (planes), not 0: a mass is not a number
 };
 
+// A pixel about to be added. Its rows are in the order of the lanes that take them: first the even ones.
+// Records lie an odd number of 16 bytes apart, so that lanes write theirs without meeting at a bank.
+template <int ROWS>
+struct alignas(16) Record {
+  float rows[ROWS], columns[kNodes];
+  int offset, gap[3];
+};
+
 // Pixels of the strip that a warp has found, and those it is adding.
+template <int ROWS>
 struct Found {
   float x[2 * kWarp], y[2 * kWarp], mass[2 * kWarp];
-  float2 exponentials_x[kWarp], exponentials_y[kWarp];
-  float scale[kWarp];
-  int offset[kWarp];
+  Record<ROWS> records[kWarp];
 };
 
 template <int ROWS, bool WEIGHTED>
-__device__ __forceinline__ void add_pixels(const Scatter& job, Found& found, int first, int count,
+__device__ __forceinline__ void add_pixels(const Scatter& job, Found<ROWS>& found, int first, int count,
                                            int first_cell, const FixedSums& sums) {
   const int lane = lane_of_thread(), half = lane / 16, column = lane % 16;
+  Record<ROWS> own{};  // beyond count: adds 0 to the first sums
   if (lane < count) {
     const float x = found.x[first + lane], y = found.y[first + lane];
+    const float scale = WEIGHTED ? found.mass[first + lane] * (kMassScale * job.scale) : job.scale;
     const int cell_x = job.x.cell(x), cell_y = job.y.cell(y);
-    found.exponentials_x[lane] = job.x.exponentials(x, cell_x);
-    found.exponentials_y[lane] = job.y.exponentials(y, cell_y);
-    found.offset[lane] = (cell_x - first_cell) * ROWS * job.stride + cell_y * job.y.step;
-    if constexpr (WEIGHTED) found.scale[lane] = found.mass[first + lane] * (kMassScale * job.scale);
-  }
-  __syncwarp();
-  // Lanes 0 to 15 hold the rows, 16 to 31 the columns.
-  const float p = half == 0 ? job.x.p[column] : job.y.p[column];
-  const float n = half == 0 ? job.x.n[column] : job.y.n[column];
-  const float coth = half == 0 ? job.x.coth : job.y.coth;
-  for (int k = 0; k < count; ++k) {
-    const float2 exponentials = half == 0 ? found.exponentials_x[k] : found.exponentials_y[k];
-    const float own = activation(exponentials, p, n, coth);
-    const float pi_y = __shfl_sync(kAllLanes, own, 16 + column) * (WEIGHTED ? found.scale[k] : job.scale);
-    const int at = found.offset[k] + half * job.stride + column;
+    const float2 of_x = job.x.exponentials(x, cell_x), of_y = job.y.exponentials(y, cell_y);
 #pragma unroll
-    for (int r = 0; r < ROWS; r += 2) {
-      const float pi_x = __shfl_sync(kAllLanes, own, r + half);
-      if constexpr (WEIGHTED)
-        sums.add_any(at + r * job.stride, pi_x * pi_y);
-      else
-        sums.add(at + r * job.stride, pi_x, pi_y);
+    for (int r = 0; r < ROWS; ++r)
+      own.rows[r % 2 * (ROWS / 2) + r / 2] = activation(of_x, job.x.p[r], job.x.n[r], job.x.coth);
+#pragma unroll
+    for (int c = 0; c < kNodes; ++c)
+      own.columns[c] = scale * activation(of_y, job.y.p[c], job.y.n[c], job.y.coth);
+    own.offset = (cell_x - first_cell) * ROWS * job.stride + cell_y * job.y.step;
+  }
+  found.records[lane] = own;
+  __syncwarp();
+  const int of_lane = half * job.stride + column;
+  for (int k = 0; k < count; k += 2) {  // two, to have their loads under way together
+    int at[ROWS];
+    float pi_x[ROWS], pi_y[ROWS];
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      const Record<ROWS>& record = found.records[k + s];
+      const float4* const rows = reinterpret_cast<const float4*>(record.rows + half * (ROWS / 2));
+#pragma unroll
+      for (int i = 0; i < ROWS / 2; ++i) {
+        const int to = s * (ROWS / 2) + i;
+        const float4 four = rows[i / 4];
+        pi_x[to] = i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w;
+        pi_y[to] = record.columns[column];
+        at[to] = record.offset + of_lane + 2 * i * job.stride;
+      }
     }
+    sums.add<WEIGHTED>(at, pi_x, pi_y);
   }
 }
 
@@ -69,8 +84,8 @@ __global__ void __launch_bounds__(kThreads, 1) scatter(const __grid_constant__ S
   HISTLOSS_SHARED(shared);
   const int words = job.strip_cells * ROWS * job.stride;
   const FixedSums sums(shared, words);
-  const int lane = lane_of_thread(), warp = warp_of_thread();
-  Found& found = reinterpret_cast<Found*>(shared + words * FixedSums::kBytes)[warp];
+  const int lane = lane_of_thread(), warp = warp_of_thread(), threads = static_cast<int>(blockDim.x);
+  Found<ROWS>& found = reinterpret_cast<Found<ROWS>*>(shared + words * FixedSums::kBytes)[warp];
 
   const int strip = static_cast<int>(blockIdx.x % job.strips);
   const int64_t slot = blockIdx.x / job.strips;  // a plane's part
@@ -88,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, 1) scatter(const __grid_constant__ S
   for (int64_t segment = begin;; segment += kSegment) {
     const int64_t segment_end = end - segment < kSegment ? end : segment + kSegment;
     int waiting = 0;
-    for (int64_t i = segment + warp * kWarp; i < segment_end || waiting > 0; i += kThreads) {
+    for (int64_t i = segment + warp * kWarp; i < segment_end || waiting > 0; i += threads) {
       const bool scanning = i < segment_end;
       float x = 0, y = 0, m = 0, sign;
       bool mine = false;
@@ -128,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, 1) scatter(const __grid_constant__ S
       }
     }
     __syncthreads();
-    for (int w = threadIdx.x; w < cells * ROWS * job.stride; w += kThreads) {
+    for (int w = threadIdx.x; w < cells * ROWS * job.stride; w += threads) {
       if (job.wide_sums == nullptr)
         job.sums[out + w] = __ull2float_rn(sums.sum(w));
       else
@@ -219,7 +234,7 @@ cudaError_t launch_mix(const MixSums& job, const Launch& on) {
   return launch_items(mix_columns<Sum>, bins, on, job);
 }
 
-constexpr TableCost kCost{FixedSums::kBytes, kWarps * sizeof(Found)};
+constexpr TableCost kCost{FixedSums::kBytes, sizeof(Found<8>), sizeof(Found<16>)};
 
 template <int ROWS>
 cudaError_t joint_by_cells(const JointHistogram& job, const JointCells& cells, Launch& on) {
@@ -273,9 +288,11 @@ cudaError_t joint_by_cells(const JointHistogram& job, const JointCells& cells, L
     const int64_t blocks = mix.planes * layout.parts * layout.strips;
     if (weighted) {
       HISTLOSS_TRY(cudaMemsetAsync(bad, 0, mix.planes * sizeof(unsigned), on.stream));
-      HISTLOSS_TRY(launch_blocks(scatter<ROWS, true>, blocks, layout.shared_bytes, on, scatter_job));
+      HISTLOSS_TRY(launch_blocks(scatter<ROWS, true>, blocks, layout.shared_bytes, on, scatter_job,
+                                 layout.warps * kWarp));
     } else {
-      HISTLOSS_TRY(launch_blocks(scatter<ROWS, false>, blocks, layout.shared_bytes, on, scatter_job));
+      HISTLOSS_TRY(launch_blocks(scatter<ROWS, false>, blocks, layout.shared_bytes, on, scatter_job,
+                                 layout.warps * kWarp));
     }
     const bool exact = cells.x.nodes_are_bins() && cells.y.nodes_are_bins();
     HISTLOSS_TRY(exact ? launch_mix<float>(mix, on) : launch_mix<double>(mix, on));

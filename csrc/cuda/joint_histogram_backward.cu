@@ -129,7 +129,7 @@ template <int ROWS, bool X, bool Y>
 __global__ void __launch_bounds__(kThreads, 1) gather(const __grid_constant__ Gather job) {
   HISTLOSS_SHARED(shared);
   float* const nodes = reinterpret_cast<float*>(shared);
-  const int lane = lane_of_thread(), warp = warp_of_thread();
+  const int lane = lane_of_thread(), warp = warp_of_thread(), threads = static_cast<int>(blockDim.x);
   FoundPixels& found = reinterpret_cast<FoundPixels*>(nodes + job.strip_cells * ROWS * job.stride)[warp];
 
   const int strip = static_cast<int>(blockIdx.x % job.strips);
@@ -142,10 +142,10 @@ __global__ void __launch_bounds__(kThreads, 1) gather(const __grid_constant__ Ga
   const int cells = min(job.strip_cells, job.x.count - first_cell);
 
   const float* const from = job.nodes + (local_plane * job.x.count + first_cell) * ROWS * job.stride;
-  for (int w = threadIdx.x; w < cells * ROWS * job.stride; w += kThreads) nodes[w] = from[w];
+  for (int w = threadIdx.x; w < cells * ROWS * job.stride; w += threads) nodes[w] = from[w];
   __syncthreads();
   int waiting = 0;
-  for (int64_t i = warp * kWarp; i < count || waiting > 0; i += kThreads) {
+  for (int64_t i = warp * kWarp; i < count || waiting > 0; i += threads) {
     const bool scanning = i < count;
     bool mine = false;
     if (i + lane < count) {
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, 1) gather(const __grid_constant__ Ga
   }
 }
 
-constexpr TableCost kCost{sizeof(float), kWarps * sizeof(FoundPixels)};
+constexpr TableCost kCost{sizeof(float), sizeof(FoundPixels), sizeof(FoundPixels)};
 
 template <int ROWS>
 cudaError_t backward_by_cells(const JointHistogramBackward& job, const JointCells& cells, Launch& on) {
@@ -221,7 +221,7 @@ cudaError_t backward_by_cells(const JointHistogramBackward& job, const JointCell
     HISTLOSS_TRY(launch_items(mix_to_rows<ROWS>, mix.planes * cells.x.count * layout.stride, on, mix));
     gather_job.first_plane = plane;
     HISTLOSS_TRY(launch_blocks(gather_pixels, mix.planes * layout.parts * layout.strips, layout.shared_bytes,
-                               on, gather_job));
+                               on, gather_job, layout.warps * kWarp));
   }
   return cudaSuccess;
 }

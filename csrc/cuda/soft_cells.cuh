@@ -23,7 +23,7 @@ inline std::optional<SoftCells> soft_cells(const Axis& axis, const Pixels& pixel
   if (cells.x.length > 4 * axis.bins) return std::nullopt;
   const int64_t numbers = int64_t{cells.x.count} * cells.x.nodes;
   if (pixels.count * cells.x.taps < 4 * numbers) return std::nullopt;
-  if (static_cast<std::size_t>(numbers + 16) * cost.bytes_per_number + cost.bytes_per_block >
+  if (static_cast<std::size_t>(numbers + 16) * cost.bytes_per_number + kWarps * cost.bytes_per_warp(cells.x) >
       static_cast<std::size_t>(on.shared_bytes))
     return std::nullopt;
   return cells;
@@ -40,7 +40,8 @@ struct SoftLayout {
 
   SoftLayout(const SoftCells& cells, TableCost cost, const Pixels& pixels)
       : numbers(ceil_div(cells.x.count * cells.x.nodes, 16) * 16),
-        shared_bytes(static_cast<std::size_t>(numbers) * cost.bytes_per_number + cost.bytes_per_block) {
+        shared_bytes(static_cast<std::size_t>(numbers) * cost.bytes_per_number +
+                     kWarps * cost.bytes_per_warp(cells.x)) {
     int64_t wanted = ceil_div(pixels.count, kLeastPart);
     if (wanted > kMostParts) wanted = kMostParts;
     part_size = ceil_div(ceil_div(pixels.count, wanted), int64_t{kThreads}) * kThreads;

@@ -22,7 +22,7 @@ struct Scatter {
 struct Placed {
   float2 exponentials[kWarp];
   float scale[kWarp];
-  int offset[kWarp];  // -1: the pixel has no place
+  int offset[kWarp];
 };
 
 template <int NODES, bool WEIGHTED>
@@ -46,34 +46,41 @@ __global__ void __launch_bounds__(kThreads, 1) scatter(const __grid_constant__ S
   for (int64_t segment = begin;; segment += kSegment) {
     const int64_t segment_end = end - segment < kSegment ? end : segment + kSegment;
     for (int64_t i = segment + warp * kWarp; i < segment_end; i += kThreads) {
-      int offset = -1;
+      // Without a place: adds 0 to the first sums.
+      float2 exponentials = make_float2(1, 1);
+      float scale = 0;
+      int offset = 0;
       if (i + lane < segment_end) {
         float x = load<float>(job.image, row + i + lane), sign;
         const int cell = settle(job.x.position, x, sign) ? job.x.cell(x) : -1;
         if (cell >= 0) {
           offset = cell * NODES;
-          placed.exponentials[lane] = job.x.exponentials(x, cell);
+          scale = job.scale;
+          exponentials = job.x.exponentials(x, cell);
         }
         if constexpr (WEIGHTED) {
           const float m = load<float>(mass, row + i + lane);
-          placed.scale[lane] = m * (kMassScale * job.scale);
-          if (!valid_mass(m)) {
-            atomicOr(job.bad + plane, 1u);
-            offset = -1;
-          }
+          scale = valid_mass(m) ? scale * (m * kMassScale) : 0.0f;
+          if (!valid_mass(m)) atomicOr(job.bad + plane, 1u);
         }
       }
+      placed.exponentials[lane] = exponentials;
+      placed.scale[lane] = scale;
       placed.offset[lane] = offset;
       __syncwarp();
+      constexpr int kAtOnce = 4, kPixels = kWarp / NODES;
+#pragma unroll 2
+      for (int first = lane / NODES; first < kWarp; first += kAtOnce * kPixels) {
+        int at[kAtOnce];
+        float pi[kAtOnce], factor[kAtOnce];
 #pragma unroll
-      for (int first = 0; first < kWarp; first += kWarp / NODES) {
-        const int k = first + lane / NODES;
-        if (placed.offset[k] < 0) continue;
-        const float pi = activation(placed.exponentials[k], p, n, job.x.coth);
-        if constexpr (WEIGHTED)
-          sums.add_any(placed.offset[k] + node, pi * placed.scale[k]);
-        else
-          sums.add(placed.offset[k] + node, pi, job.scale);
+        for (int s = 0; s < kAtOnce; ++s) {
+          const int k = first + s * kPixels;
+          at[s] = placed.offset[k] + node;
+          pi[s] = activation(placed.exponentials[k], p, n, job.x.coth);
+          factor[s] = placed.scale[k];
+        }
+        sums.add<WEIGHTED>(at, pi, factor);
       }
       __syncwarp();
     }
@@ -114,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, 1) mix_sums(const __grid_constant__ 
   }
 }
 
-constexpr TableCost kCost{FixedSums::kBytes, kWarps * sizeof(Placed)};
+constexpr TableCost kCost{FixedSums::kBytes, sizeof(Placed), sizeof(Placed)};
 
 template <int NODES>
 cudaError_t soft_by_cells(const SoftHistogram& job, const SoftCells& cells, Launch& on) {
