@@ -60,9 +60,10 @@ struct Cells {
 
   // The cell of a settled pixel, -1 where there is none.
   HISTLOSS_HOST_DEVICE int cell(float z) const {
-    const float f = place(z) * per_cell;
-    return f >= 0 && f < static_cast<float>(count) ? static_cast<int>(f) : -1;
+    const float at = in_cells(z);
+    return at >= 0 && at < static_cast<float>(count) ? static_cast<int>(at) : -1;
   }
+  HISTLOSS_HOST_DEVICE float in_cells(float z) const { return place(z) * per_cell; }
 
   // e^(a t) and e^(-a t), t being the distance from the centre of the pixel's cell. The exponent is short +
   // rest, so that it is never rounded at its full size.
@@ -87,15 +88,6 @@ __device__ __forceinline__ float2 activation_and_slope(float2 exponentials, floa
   const float pi = activation(exponentials, p, n, coth);
   return make_float2(pi, pi * pi * fmaf(exponentials.y, n, -(exponentials.x * p)));
 }
-
-// Shared memory that the kernels with a table need, for each of its numbers and each warp of a block.
-struct TableCost {
-  std::size_t bytes_per_number, bytes_per_warp_of_8, bytes_per_warp_of_16;  // nodes
-
-  std::size_t bytes_per_warp(const Cells& rows) const {
-    return rows.nodes == 8 ? bytes_per_warp_of_8 : bytes_per_warp_of_16;
-  }
-};
 
 // ---- the mix between nodes and bins
 

@@ -18,11 +18,24 @@ struct JointCells {
   std::size_t numbers_per_cell() const { return static_cast<std::size_t>(x.nodes) * row_stride(y); }
 };
 
+// What a kernel with such a table needs of shared memory, for each number and each warp of a block, and how
+// large its blocks may get.
+struct TableCost {
+  std::size_t bytes_per_number, bytes_per_warp_of_8, bytes_per_warp_of_16;  // nodes
+  std::size_t most_bytes;
+  int most_warps;
+
+  std::size_t bytes_per_warp(const Cells& rows) const {
+    return rows.nodes == 8 ? bytes_per_warp_of_8 : bytes_per_warp_of_16;
+  }
+};
+
 // Warps of a block: fewer where shared memory is scarce, 0 where not even one cell of x fits.
 inline int fitting_warps(const JointCells& cells, TableCost cost, const Launch& on) {
-  constexpr int kScarce = 96 * 1024;
+  constexpr std::size_t kPerWarp = 12 * 1024;  // less leaves too little for the table
   const std::size_t limit = static_cast<std::size_t>(on.shared_bytes);
-  int warps = on.shared_bytes < kScarce ? kWarps / 2 : kWarps;
+  int warps = cost.most_warps;
+  while (warps > 4 && warps * kPerWarp > limit) warps /= 2;
   while (warps > 0 &&
          cells.numbers_per_cell() * cost.bytes_per_number + warps * cost.bytes_per_warp(cells.x) > limit)
     warps /= 2;
@@ -49,7 +62,6 @@ inline std::optional<JointCells> joint_cells(const Axis& axis_x, const Axis& axi
 
 // Integer sums and gathered gradients have the same bits however the work is cut.
 struct JointLayout {
-  static constexpr std::size_t kBlockBytes = 112 * 1024;  // two blocks fit on a multiprocessor of 228 KiB
   static constexpr int64_t kBusyBlocks = 512;
   static constexpr int64_t kLeastPart = 4096;
   static constexpr int64_t kMostParts = 64;
@@ -69,7 +81,7 @@ struct JointLayout {
     const std::size_t one_cell = cells.numbers_per_cell() * cost.bytes_per_number;
     const std::size_t of_warps = warps * cost.bytes_per_warp(cells.x);
     const std::size_t limit = static_cast<std::size_t>(on.shared_bytes);
-    const std::size_t wanted = limit < kBlockBytes ? limit : kBlockBytes;
+    const std::size_t wanted = limit < cost.most_bytes ? limit : cost.most_bytes;
     const int most = wanted < of_warps + one_cell ? 1 : static_cast<int>((wanted - of_warps) / one_cell);
     strips = ceil_div(cells.x.count, most);
     strip_cells = ceil_div(cells.x.count, strips);
@@ -91,6 +103,40 @@ struct JointLayout {
     return fitting < 1 ? 1 : fitting < planes ? fitting : planes;
   }
 };
+
+// The cells of x that a block owns.
+struct Strip {
+  int first_cell, cells;
+
+  __device__ Strip(const Cells& x, int number, int strip_cells)
+      : first_cell(number * strip_cells), cells(min(strip_cells, x.count - first_cell)) {}
+
+  // Whether a settled pixel's cell is among them: as x.cell(z) has it, without making an integer of it.
+  __device__ __forceinline__ bool holds(const Cells& x, float z) const {
+    const float at = x.in_cells(z);
+    return at >= static_cast<float>(first_cell) && at < static_cast<float>(first_cell + cells);
+  }
+};
+
+// Groups of 32 pixels that a warp looks through at a time, and how many it may have found then.
+constexpr int kGroups = 2;
+constexpr int kMostWaiting = (kGroups + 1) * kWarp;
+
+// values[g] = pixel first + 32 g + lane, NaN where `count` pixels from `first` on do not reach.
+__device__ __forceinline__ void load_groups(const Image& image, int64_t first, int64_t count,
+                                            float (&values)[kGroups]) {
+  const int64_t at = first + lane_of_thread();
+  const int reach = count < kGroups * kWarp ? static_cast<int>(count) - lane_of_thread() : kGroups * kWarp;
+  if (image.type == Scalar::f32) {
+    const float* const from = static_cast<const float*>(image.data) + at;
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) values[g] = g * kWarp < reach ? from[g * kWarp] : NAN;
+  } else {
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g)
+      values[g] = g * kWarp < reach ? load<float>(image, at + g * kWarp) : NAN;
+  }
+}
 
 }  // namespace
 }  // namespace histloss::cuda

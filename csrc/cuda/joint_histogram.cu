@@ -34,20 +34,31 @@ struct alignas(16) Record {
 // Pixels of the strip that a warp has found, and those it is adding.
 template <int ROWS>
 struct Found {
-  float x[2 * kWarp], y[2 * kWarp], mass[2 * kWarp];
+  float x[kMostWaiting];
+  int pixel[kMostWaiting];  // from the segment's beginning
   Record<ROWS> records[kWarp];
 };
 
 template <int ROWS, bool WEIGHTED>
 __device__ __forceinline__ void add_pixels(const Scatter& job, Found<ROWS>& found, int first, int count,
-                                           int first_cell, const FixedSums& sums) {
+                                           int64_t segment, int first_cell, const FixedSums& sums) {
   const int lane = lane_of_thread(), half = lane / 16, column = lane % 16;
-  Record<ROWS> own{};  // beyond count: adds 0 to the first sums
+  Record<ROWS> own{};  // without a pixel, or y without a place: adds 0 to the first sums
+  float y = NAN, sign;
+  int cell_y = -1;
   if (lane < count) {
-    const float x = found.x[first + lane], y = found.y[first + lane];
-    const float scale = WEIGHTED ? found.mass[first + lane] * (kMassScale * job.scale) : job.scale;
-    const int cell_x = job.x.cell(x), cell_y = job.y.cell(y);
+    y = load<float>(job.image_y, segment + found.pixel[first + lane]);
+    if (settle(job.y.position, y, sign)) cell_y = job.y.cell(y);
+  }
+  if (cell_y >= 0) {
+    const float x = found.x[first + lane];
+    const int cell_x = job.x.cell(x);
     const float2 of_x = job.x.exponentials(x, cell_x), of_y = job.y.exponentials(y, cell_y);
+    float scale = job.scale;
+    if constexpr (WEIGHTED) {
+      const float mass = static_cast<const float*>(job.pixels.mass)[segment + found.pixel[first + lane]];
+      scale *= valid_mass(mass) ? mass * kMassScale : 0.0f;
+    }
 #pragma unroll
     for (int r = 0; r < ROWS; ++r)
       own.rows[r % 2 * (ROWS / 2) + r / 2] = activation(of_x, job.x.p[r], job.x.n[r], job.x.coth);
@@ -79,71 +90,64 @@ __device__ __forceinline__ void add_pixels(const Scatter& job, Found<ROWS>& foun
   }
 }
 
+// A block takes a multiprocessor to itself: the fewer strips, the fewer blocks look through every pixel.
+constexpr int kScatterThreads = 512;
+constexpr TableCost kCost{FixedSums::kBytes, sizeof(Found<8>), sizeof(Found<16>), std::size_t{256} << 10,
+                          kScatterThreads / kWarp};
+
 template <int ROWS, bool WEIGHTED>
-__global__ void __launch_bounds__(kThreads, 1) scatter(const __grid_constant__ Scatter job) {
+__global__ void __launch_bounds__(kScatterThreads, 1) scatter(const __grid_constant__ Scatter job) {
   HISTLOSS_SHARED(shared);
   const int words = job.strip_cells * ROWS * job.stride;
   const FixedSums sums(shared, words);
   const int lane = lane_of_thread(), warp = warp_of_thread(), threads = static_cast<int>(blockDim.x);
   Found<ROWS>& found = reinterpret_cast<Found<ROWS>*>(shared + words * FixedSums::kBytes)[warp];
 
-  const int strip = static_cast<int>(blockIdx.x % job.strips);
+  const Strip strip(job.x, static_cast<int>(blockIdx.x % job.strips), job.strip_cells);
   const int64_t slot = blockIdx.x / job.strips;  // a plane's part
   const int64_t plane = job.first_plane + slot / job.parts, part = slot % job.parts;
   const int64_t begin = part * job.part_size, rest = job.pixels.count - begin;
   const int64_t end = begin + (rest < job.part_size ? rest : job.part_size);
   const int64_t row = plane * job.pixels.count;
-  const int first_cell = strip * job.strip_cells;
-  const int cells = min(job.strip_cells, job.x.count - first_cell);
-  const Image mass = values(job.pixels.mass, false);
-  const int64_t out = (slot * job.x.count + first_cell) * ROWS * job.stride;
+  const int64_t out = (slot * job.x.count + strip.first_cell) * ROWS * job.stride;
 
   sums.clear(words);
   __syncthreads();
   for (int64_t segment = begin;; segment += kSegment) {
     const int64_t segment_end = end - segment < kSegment ? end : segment + kSegment;
     int waiting = 0;
-    for (int64_t i = segment + warp * kWarp; i < segment_end || waiting > 0; i += threads) {
-      const bool scanning = i < segment_end;
-      float x = 0, y = 0, m = 0, sign;
-      bool mine = false;
-      if (i + lane < segment_end) {
-        x = load<float>(job.image_x, row + i + lane);
-        if (settle(job.x.position, x, sign)) {
-          const int cell = job.x.cell(x) - first_cell;
-          mine = cell >= 0 && cell < cells;
-        }
+    const int64_t step = threads * kGroups;
+    for (int64_t i = segment + warp * kWarp * kGroups; i < segment_end; i += step) {
+      float xs[kGroups];
+      load_groups(job.image_x, row + i, segment_end - i, xs);
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        const int64_t pixel = i + g * kWarp + lane;
+        float x = xs[g], sign;
+        const bool mine = settle(job.x.position, x, sign) && strip.holds(job.x, x);
+        if constexpr (WEIGHTED)
+          if (strip.first_cell == 0 && pixel < segment_end &&
+              !valid_mass(static_cast<const float*>(job.pixels.mass)[row + pixel]))
+            atomicOr(job.bad + slot / job.parts, 1u);
+        const unsigned lanes = __ballot_sync(kAllLanes, mine);
         if (mine) {
-          y = load<float>(job.image_y, row + i + lane);
-          mine = settle(job.y.position, y, sign) && job.y.cell(y) >= 0;
+          const int at = waiting + __popc(lanes & ((1u << lane) - 1));
+          found.x[at] = x;
+          found.pixel[at] = static_cast<int>(pixel - segment);
         }
-        if constexpr (WEIGHTED) {
-          if (mine || strip == 0) {
-            m = load<float>(mass, row + i + lane);
-            if (!valid_mass(m)) {
-              atomicOr(job.bad + slot / job.parts, 1u);
-              mine = false;
-            }
-          }
-        }
+        waiting += __popc(lanes);
       }
-      const unsigned lanes = __ballot_sync(kAllLanes, mine);
-      if (mine) {
-        const int at = waiting + __popc(lanes & ((1u << lane) - 1));
-        found.x[at] = x;
-        found.y[at] = y;
-        if constexpr (WEIGHTED) found.mass[at] = m;
-      }
-      waiting += __popc(lanes);
       __syncwarp();
-      if (waiting >= kWarp || (!scanning && waiting > 0)) {
+      const bool last = i + step >= segment_end;
+      while (waiting >= kWarp || (last && waiting > 0)) {
         const int count = min(waiting, kWarp);
         waiting -= count;
-        add_pixels<ROWS, WEIGHTED>(job, found, waiting, count, first_cell, sums);
+        add_pixels<ROWS, WEIGHTED>(job, found, waiting, count, row + segment, strip.first_cell, sums);
+        __syncwarp();
       }
     }
     __syncthreads();
-    for (int w = threadIdx.x; w < cells * ROWS * job.stride; w += threads) {
+    for (int w = threadIdx.x; w < strip.cells * ROWS * job.stride; w += threads) {
       if (job.wide_sums == nullptr)
         job.sums[out + w] = __ull2float_rn(sums.sum(w));
       else
@@ -233,8 +237,6 @@ cudaError_t launch_mix(const MixSums& job, const Launch& on) {
   HISTLOSS_TRY(launch_items(mix_rows<Sum>, rows * job.stride, on, job));
   return launch_items(mix_columns<Sum>, bins, on, job);
 }
-
-constexpr TableCost kCost{FixedSums::kBytes, sizeof(Found<8>), sizeof(Found<16>)};
 
 template <int ROWS>
 cudaError_t joint_by_cells(const JointHistogram& job, const JointCells& cells, Launch& on) {

@@ -68,7 +68,7 @@ struct Gather {
 
 // Offsets from a part's beginning of the strip's pixels that a warp has found.
 struct FoundPixels {
-  int64_t offset[2 * kWarp];
+  int64_t offset[kMostWaiting];
 };
 
 // X: the gradient of x is wanted. Y: that of y or of the mass.
@@ -132,42 +132,47 @@ __global__ void __launch_bounds__(kThreads, 1) gather(const __grid_constant__ Ga
   const int lane = lane_of_thread(), warp = warp_of_thread(), threads = static_cast<int>(blockDim.x);
   FoundPixels& found = reinterpret_cast<FoundPixels*>(nodes + job.strip_cells * ROWS * job.stride)[warp];
 
-  const int strip = static_cast<int>(blockIdx.x % job.strips);
+  const Strip strip(job.x, static_cast<int>(blockIdx.x % job.strips), job.strip_cells);
   const int64_t slot = blockIdx.x / job.strips;
   const int64_t local_plane = slot / job.parts, part = slot % job.parts;
   const int64_t begin = part * job.part_size, rest = job.pixels.count - begin;
   const int64_t count = rest < job.part_size ? rest : job.part_size;
   const int64_t row = (job.first_plane + local_plane) * job.pixels.count + begin;
-  const int first_cell = strip * job.strip_cells;
-  const int cells = min(job.strip_cells, job.x.count - first_cell);
-
-  const float* const from = job.nodes + (local_plane * job.x.count + first_cell) * ROWS * job.stride;
-  for (int w = threadIdx.x; w < cells * ROWS * job.stride; w += threads) nodes[w] = from[w];
+  const float* const from = job.nodes + (local_plane * job.x.count + strip.first_cell) * ROWS * job.stride;
+  for (int w = threadIdx.x; w < strip.cells * ROWS * job.stride; w += threads) nodes[w] = from[w];
   __syncthreads();
   int waiting = 0;
-  for (int64_t i = warp * kWarp; i < count || waiting > 0; i += threads) {
-    const bool scanning = i < count;
-    bool mine = false;
-    if (i + lane < count) {
-      float x = load<float>(job.image_x, row + i + lane), sign;
-      const int cell = settle(job.x.position, x, sign) ? job.x.cell(x) : -1;
+  const int64_t step = threads * kGroups;
+  for (int64_t i = warp * kWarp * kGroups; i < count; i += step) {
+    float xs[kGroups];
+    load_groups(job.image_x, row + i, count - i, xs);
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      const int64_t pixel = i + g * kWarp + lane;
+      float x = xs[g], sign;
+      const bool settled = settle(job.x.position, x, sign);
+      bool mine = settled && strip.holds(job.x, x);
       // A pixel without a cell has no gradient: somebody has to write the zero.
-      mine = cell < 0 ? strip == 0 : cell >= first_cell && cell < first_cell + cells;
+      if (strip.first_cell == 0) mine |= pixel < count && !(settled && job.x.cell(x) >= 0);
+      const unsigned lanes = __ballot_sync(kAllLanes, mine);
+      if (mine) found.offset[waiting + __popc(lanes & ((1u << lane) - 1))] = pixel;
+      waiting += __popc(lanes);
     }
-    const unsigned lanes = __ballot_sync(kAllLanes, mine);
-    if (mine) found.offset[waiting + __popc(lanes & ((1u << lane) - 1))] = i + lane;
-    waiting += __popc(lanes);
     __syncwarp();
-    if (waiting >= kWarp || (!scanning && waiting > 0)) {
+    const bool last = i + step >= count;
+    while (waiting >= kWarp || (last && waiting > 0)) {
       const int taken = min(waiting, kWarp);
       waiting -= taken;
-      if (lane < taken) gather_pixel<ROWS, X, Y>(job, nodes, first_cell, row + found.offset[waiting + lane]);
-      __syncwarp();
+      if (lane < taken)
+        gather_pixel<ROWS, X, Y>(job, nodes, strip.first_cell, row + found.offset[waiting + lane]);
     }
+    __syncwarp();
   }
 }
 
-constexpr TableCost kCost{sizeof(float), sizeof(FoundPixels), sizeof(FoundPixels)};
+// Two blocks fit on a multiprocessor of 228 KiB.
+constexpr TableCost kCost{sizeof(float), sizeof(FoundPixels), sizeof(FoundPixels), std::size_t{112} << 10,
+                          kWarps};
 
 template <int ROWS>
 cudaError_t backward_by_cells(const JointHistogramBackward& job, const JointCells& cells, Launch& on) {

@@ -8,13 +8,18 @@
 namespace histloss::cuda {
 namespace {
 
+// What a kernel needs of shared memory, for each number of the table and each block.
+struct SoftCost {
+  std::size_t bytes_per_number, bytes_per_block;
+};
+
 struct SoftCells {
   const CellBasis& basis;
   Cells x;
 };
 
 // The axis in cells, or nothing where the direct method serves, see joint_cells.
-inline std::optional<SoftCells> soft_cells(const Axis& axis, const Pixels& pixels, TableCost cost,
+inline std::optional<SoftCells> soft_cells(const Axis& axis, const Pixels& pixels, SoftCost cost,
                                            const Launch& on) {
   const CellBasis* basis = cell_basis(axis.bandwidth, 8);
   if (basis == nullptr) basis = cell_basis(axis.bandwidth, kNodes);
@@ -23,7 +28,7 @@ inline std::optional<SoftCells> soft_cells(const Axis& axis, const Pixels& pixel
   if (cells.x.length > 4 * axis.bins) return std::nullopt;
   const int64_t numbers = int64_t{cells.x.count} * cells.x.nodes;
   if (pixels.count * cells.x.taps < 4 * numbers) return std::nullopt;
-  if (static_cast<std::size_t>(numbers + 16) * cost.bytes_per_number + kWarps * cost.bytes_per_warp(cells.x) >
+  if (static_cast<std::size_t>(numbers + 16) * cost.bytes_per_number + cost.bytes_per_block >
       static_cast<std::size_t>(on.shared_bytes))
     return std::nullopt;
   return cells;
@@ -38,10 +43,9 @@ struct SoftLayout {
   int64_t part_size;
   std::size_t shared_bytes;
 
-  SoftLayout(const SoftCells& cells, TableCost cost, const Pixels& pixels)
+  SoftLayout(const SoftCells& cells, SoftCost cost, const Pixels& pixels)
       : numbers(ceil_div(cells.x.count * cells.x.nodes, 16) * 16),
-        shared_bytes(static_cast<std::size_t>(numbers) * cost.bytes_per_number +
-                     kWarps * cost.bytes_per_warp(cells.x)) {
+        shared_bytes(static_cast<std::size_t>(numbers) * cost.bytes_per_number + cost.bytes_per_block) {
     int64_t wanted = ceil_div(pixels.count, kLeastPart);
     if (wanted > kMostParts) wanted = kMostParts;
     part_size = ceil_div(ceil_div(pixels.count, wanted), int64_t{kThreads}) * kThreads;

@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, 1) mix_sums(const __grid_constant__ 
   }
 }
 
-constexpr TableCost kCost{FixedSums::kBytes, sizeof(Placed), sizeof(Placed)};
+constexpr SoftCost kCost{FixedSums::kBytes, kWarps * sizeof(Placed)};
 
 template <int NODES>
 cudaError_t soft_by_cells(const SoftHistogram& job, const SoftCells& cells, Launch& on) {

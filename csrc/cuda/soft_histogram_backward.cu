@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kThreads, 1) gather(const __grid_constant__ Ga
   }
 }
 
-constexpr TableCost kCost{sizeof(float), 0, 0};
+constexpr SoftCost kCost{sizeof(float), 0};
 
 template <int NODES>
 cudaError_t backward_by_cells(const SoftHistogramBackward& job, const SoftCells& cells, Launch& on) {
