@@ -5,7 +5,8 @@ namespace {
 
 template <class T>
 struct Maps {
-  MapAxis<T> axis;
+  Position<T> axis;
+  PointKernel<T> kernel;
   Pixels pixels;
   Image image;
   MutableImage maps;  // (planes, K, count)
@@ -16,7 +17,7 @@ constexpr int kBins = 32;
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1) compute_maps(const __grid_constant__ Maps<T> job) {
-  const Position<T>& axis = job.axis.position;
+  const Position<T>& axis = job.axis;
   const int bins = static_cast<int>(axis.bins), radius = static_cast<int>(axis.radius);
   const int64_t count = job.pixels.count, runs = ceil_div(bins, kBins);
   for (int64_t i = first_item(); i < job.pixels.planes * runs * count; i += item_step()) {
@@ -29,7 +30,7 @@ __global__ void __launch_bounds__(kThreads, 1) compute_maps(const __grid_constan
       T value = 0;
       const auto add = [&](int e) {
         T pi, slope;
-        job.axis.evaluate(place.distance(e), &pi, &slope);
+        job.kernel.evaluate(place.distance(e), &pi, &slope);
         value += pi;
       };
       if (place.valid) {
@@ -47,8 +48,8 @@ template <class T>
 cudaError_t launch_maps(const ActivationMaps& job, Launch& on) {
   const int64_t items = job.pixels.planes * job.pixels.count * ceil_div(job.axis.bins, int64_t{kBins});
   return launch_items(compute_maps<T>, items, on,
-                      Maps<T>{MapAxis<T>(job.axis, job.pixels.is_double), job.pixels, job.x,
-                              values(job.maps, job.pixels.is_double)});
+                      Maps<T>{Position<T>(job.axis, job.pixels.is_double), PointKernel<T>(job.axis.bandwidth),
+                              job.pixels, job.x, values(job.maps, job.pixels.is_double)});
 }
 
 }  // namespace

@@ -10,29 +10,6 @@ namespace {
 // Narrower kernels multiply a float32 distance by too much.
 constexpr double kNarrowestFloat = 0.2;
 
-template <class T>
-struct MapAxis {
-  Position<T> position;
-  T a, coth, log_2sinh;
-
-  MapAxis(const Axis& axis, bool is_double) : position(axis, is_double) {
-    const KernelConstants kernel = kernel_constants(axis.bandwidth);
-    a = static_cast<T>(kernel.a);
-    coth = static_cast<T>(kernel.coth);
-    log_2sinh = static_cast<T>(kernel.log_2sinh);
-  }
-
-  // Pi at distance t, in bins, and its slope but for the factor a.
-  __device__ void evaluate(T t, T* pi, T* slope) const {
-    // At these limits Pi is as good as 0, and its reciprocal still finite.
-    constexpr T limit = sizeof(T) == 4 ? 42 : 80;
-    const T p = exp(fmin(fmax(t * a - log_2sinh, -limit), limit));
-    const T n = exp(fmin(fmax(t * -a - log_2sinh, -limit), limit));
-    *pi = 1 / (coth + p + n);
-    *slope = *pi * *pi * (n - p);
-  }
-};
-
 // A pixel's place among the bins of the extended range.
 template <class T>
 struct Place {

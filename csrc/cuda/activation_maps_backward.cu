@@ -5,17 +5,17 @@ namespace {
 
 template <class T>
 struct MapsBackward {
-  MapAxis<T> axis;
+  Position<T> axis;
+  PointKernel<T> kernel;
   Pixels pixels;
   Image image;
   Image grad;  // (planes, K, count)
-  T scale;
   MutableImage grad_x;
 };
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1) gather_maps(const __grid_constant__ MapsBackward<T> job) {
-  const Position<T>& axis = job.axis.position;
+  const Position<T>& axis = job.axis;
   const int bins = static_cast<int>(axis.bins), radius = static_cast<int>(axis.radius);
   const int64_t count = job.pixels.count;
   for (int64_t i = first_item(); i < job.pixels.planes * count; i += item_step()) {
@@ -26,20 +26,19 @@ __global__ void __launch_bounds__(kThreads, 1) gather_maps(const __grid_constant
       const int k = fold_bin(e, bins, axis.boundary);
       if (k < 0) continue;
       T pi, slope;
-      job.axis.evaluate(place.distance(e), &pi, &slope);
+      job.kernel.evaluate(place.distance(e), &pi, &slope);
       sum += slope * load<T>(job.grad, (plane * bins + k) * count + pixel);
     }
-    store(job.grad_x, i, place.valid ? sum * job.scale * place.sign : T(0));
+    store(job.grad_x, i, place.valid ? sum * axis.inverse_width * place.sign : T(0));
   }
 }
 
 template <class T>
 cudaError_t launch_gather(const ActivationMapsBackward& job, Launch& on) {
-  const MapAxis<T> axis(job.axis, job.pixels.is_double);
-  const double scale = 1 / (job.axis.bandwidth * job.axis.width());
-  return launch_items(gather_maps<T>, job.pixels.planes * job.pixels.count, on,
-                      MapsBackward<T>{axis, job.pixels, job.x, values(job.grad, job.pixels.is_double),
-                                      static_cast<T>(scale), job.grad_x});
+  return launch_items(
+      gather_maps<T>, job.pixels.planes * job.pixels.count, on,
+      MapsBackward<T>{Position<T>(job.axis, job.pixels.is_double), PointKernel<T>(job.axis.bandwidth),
+                      job.pixels, job.x, values(job.grad, job.pixels.is_double), job.grad_x});
 }
 
 }  // namespace

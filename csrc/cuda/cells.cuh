@@ -47,7 +47,7 @@ struct Cells {
     length = (count - 1) * cell_bins + taps;
   }
 
-  bool nodes_are_bins() const { return nodes_begin < nodes_end; }
+  HISTLOSS_HOST_DEVICE bool nodes_are_bins() const { return nodes_begin < nodes_end; }
   HISTLOSS_HOST_DEVICE bool is_window() const { return step != nodes; }
   int outer_taps() const { return taps - (nodes_end - nodes_begin); }
   // Columns that the cells' nodes take.
@@ -87,6 +87,12 @@ __device__ __forceinline__ float activation(float2 exponentials, float p, float 
 __device__ __forceinline__ float2 activation_and_slope(float2 exponentials, float p, float n, float coth) {
   const float pi = activation(exponentials, p, n, coth);
   return make_float2(pi, pi * pi * fmaf(exponentials.y, n, -(exponentials.x * p)));
+}
+
+// For what has as few nodes as the bandwidth allows; null where there are none.
+inline const CellBasis* smallest_basis(double bandwidth) {
+  const CellBasis* basis = cell_basis(bandwidth, 8);
+  return basis != nullptr ? basis : cell_basis(bandwidth, kNodes);
 }
 
 // ---- the mix between nodes and bins
@@ -157,9 +163,8 @@ __device__ __forceinline__ void mix_to_nodes(const Cells& cells, const float* mi
 #pragma unroll
     for (int r = 0; r < NODES; ++r) nodes[r] = fmaf(mix[outer * NODES + r], value, nodes[r]);
   };
-  const bool on_bins = cells.nodes_begin < cells.nodes_end;
 #pragma unroll
-  for (int r = 0; r < NODES; ++r) nodes[r] = on_bins ? tap_value(cells.nodes_begin + r) : 0.0f;
+  for (int r = 0; r < NODES; ++r) nodes[r] = cells.nodes_are_bins() ? tap_value(cells.nodes_begin + r) : 0.0f;
   for (int tap = 0; tap < cells.nodes_begin; ++tap) add(tap, tap_value(tap));
   for (int tap = cells.nodes_end; tap < cells.taps; ++tap)
     add(tap - (cells.nodes_end - cells.nodes_begin), tap_value(tap));

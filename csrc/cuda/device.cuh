@@ -115,6 +115,29 @@ __device__ __forceinline__ bool valid_mass(T mass) {
   return mass >= 0 && mass - mass == 0;
 }
 
+// The kernel at a distance t, in bins, for whoever does not go by nodes.
+template <class T>
+struct PointKernel {
+  T a, coth, log_2sinh;
+
+  explicit PointKernel(double bandwidth) {
+    const KernelConstants kernel = kernel_constants(bandwidth);
+    a = static_cast<T>(kernel.a);
+    coth = static_cast<T>(kernel.coth);
+    log_2sinh = static_cast<T>(kernel.log_2sinh);
+  }
+
+  // Pi and its slope with respect to t.
+  __device__ void evaluate(T t, T* pi, T* slope) const {
+    // At these limits Pi is as good as 0, and its reciprocal still finite.
+    constexpr T limit = sizeof(T) == 4 ? 42 : 80;
+    const T p = exp(fmin(fmax(t * a - log_2sinh, -limit), limit));
+    const T n = exp(fmin(fmax(t * -a - log_2sinh, -limit), limit));
+    *pi = 1 / (coth + p + n);
+    *slope = activation_slope(*pi, p, n, a);
+  }
+};
+
 // visit(e) for every bin number e in [begin, end) of the extended range that stands for bin k, as fold_bin
 // has it. One place calls visit, which is long: k and its mirror image share the loop.
 template <class Visit>

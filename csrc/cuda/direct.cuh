@@ -13,12 +13,12 @@ constexpr double kWhole = 4611686018427387904.0;  // 2^62
 
 struct Taps {
   Position<double> position;
-  KernelConstants kernel;
+  PointKernel<double> kernel;
   int taps, groups, padding;
 
   Taps(const Axis& axis, bool is_double)
       : position(axis, is_double),
-        kernel(kernel_constants(axis.bandwidth)),
+        kernel(axis.bandwidth),
         taps(static_cast<int>(2 * position.radius)),
         groups(static_cast<int>(axis.bins + 2 * position.margin + 1)),
         padding(static_cast<int>(position.padding())) {}
@@ -33,12 +33,9 @@ struct Taps {
 
   // Pi of bin `tap` of the extended range, and its slope with respect to z.
   __device__ double2 evaluate(double z, int tap) const {
-    const double t = position.distance(z, static_cast<double>(tap) + 0.5);
-    // e^80 is as good as infinite, and e^160 still finite.
-    const double p = exp(fmin(fmax(t * kernel.a - kernel.log_2sinh, -80.0), 80.0));
-    const double n = exp(fmin(fmax(t * -kernel.a - kernel.log_2sinh, -80.0), 80.0));
-    const double pi = 1 / (kernel.coth + p + n);
-    return make_double2(pi, activation_slope(pi, p, n, kernel.a) * position.inverse_width);
+    double pi, slope;
+    kernel.evaluate(position.distance(z, static_cast<double>(tap) + 0.5), &pi, &slope);
+    return make_double2(pi, slope * position.inverse_width);
   }
 
   __device__ int bin(int tap) const {
@@ -51,10 +48,6 @@ struct Warps {
   __device__ Warps() : first(first_item() / kWarp), step(item_step() / kWarp) {}
 };
 
-inline cudaError_t clear(void* memory, int64_t bytes, const Launch& on) {
-  return cudaMemsetAsync(memory, 0, static_cast<std::size_t>(bytes), on.stream);
-}
-
 __device__ __forceinline__ void add(unsigned long long* sum, double share) {
   atomicAdd(sum, __double2ull_rn(share * kWhole));
 }
@@ -64,7 +57,7 @@ __device__ __forceinline__ bool share_of(const Image& mass, const Pixels& pixels
                                          double* share) {
   *share = mass.data == nullptr ? pixels.share() : load<double>(mass, i);
   if (valid_mass(*share)) return true;
-  if (bad != nullptr) atomicOr(bad + i / pixels.count, 1u);
+  atomicOr(bad + i / pixels.count, 1u);
   return false;
 }
 
@@ -81,6 +74,21 @@ __global__ void __launch_bounds__(kThreads, 1) finish(const __grid_constant__ Fi
     store(job.out, i,
           job.bad[i / job.size] != 0 ? static_cast<double>(NAN)
                                      : static_cast<double>(job.sums[i]) * (1 / kWhole));
+}
+
+// The sums of a kernel whose warps each add a pixel, as numbers in `out`: `size` of each plane.
+template <class Job>
+cudaError_t add_pixels(void (*kernel)(Job), Job job, int64_t size, void* out, Launch& on) {
+  const Pixels& pixels = job.pixels;
+  const std::size_t sums_bytes = static_cast<std::size_t>(pixels.planes * size) * sizeof(*job.sums);
+  const std::size_t bad_bytes = static_cast<std::size_t>(pixels.planes) * sizeof(*job.bad);
+  job.sums = static_cast<unsigned long long*>(on.scratch(sums_bytes));
+  job.bad = static_cast<unsigned*>(on.scratch(bad_bytes));
+  HISTLOSS_TRY(cudaMemsetAsync(job.sums, 0, sums_bytes, on.stream));
+  HISTLOSS_TRY(cudaMemsetAsync(job.bad, 0, bad_bytes, on.stream));
+  HISTLOSS_TRY(launch_items(kernel, pixels.planes * pixels.count * kWarp, on, job));
+  return launch_items(finish, pixels.planes * size, on,
+                      Finish{job.sums, job.bad, pixels.planes, size, values(out, pixels.is_double)});
 }
 
 __device__ __forceinline__ double sum_of_warp(double value) {

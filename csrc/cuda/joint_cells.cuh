@@ -16,6 +16,7 @@ struct JointCells {
   Cells x, y;
 
   std::size_t numbers_per_cell() const { return static_cast<std::size_t>(x.nodes) * row_stride(y); }
+  int64_t numbers() const { return x.count * static_cast<int64_t>(numbers_per_cell()); }
 };
 
 // What a kernel with such a table needs of shared memory, for each number and each warp of a block, and how
@@ -47,15 +48,13 @@ inline int fitting_warps(const JointCells& cells, TableCost cost, const Launch& 
 // rounding), and so many bins of y that one cell's rows do not fit in shared memory.
 inline std::optional<JointCells> joint_cells(const Axis& axis_x, const Axis& axis_y, const Pixels& pixels,
                                              TableCost cost, const Launch& on) {
-  const CellBasis* basis_x = cell_basis(axis_x.bandwidth, 8);
-  if (basis_x == nullptr) basis_x = cell_basis(axis_x.bandwidth, kNodes);
+  const CellBasis* basis_x = smallest_basis(axis_x.bandwidth);
   const CellBasis* basis_y = cell_basis(axis_y.bandwidth, kNodes);
   if (pixels.is_double || basis_x == nullptr || basis_y == nullptr) return std::nullopt;
   const JointCells cells{*basis_x, *basis_y, Cells(axis_x, *basis_x, false),
                          Cells(axis_y, *basis_y, axis_y.bandwidth <= kWidestWindow)};
   if (cells.x.length > 4 * axis_x.bins || cells.y.length > 4 * axis_y.bins) return std::nullopt;
-  const int64_t row = row_stride(cells.y), table = int64_t{cells.x.count} * cells.x.nodes * row;
-  if (pixels.count * cells.x.taps * cells.y.taps < 4 * table) return std::nullopt;
+  if (pixels.count * cells.x.taps * cells.y.taps < 4 * cells.numbers()) return std::nullopt;
   if (fitting_warps(cells, cost, on) == 0) return std::nullopt;
   return cells;
 }
@@ -76,7 +75,7 @@ struct JointLayout {
   std::size_t shared_bytes;
 
   JointLayout(const JointCells& cells, TableCost cost, const Pixels& pixels, const Launch& on)
-      : stride(row_stride(cells.y)), table(int64_t{cells.x.count} * cells.x.nodes * stride) {
+      : stride(row_stride(cells.y)), table(cells.numbers()) {
     warps = fitting_warps(cells, cost, on);
     const std::size_t one_cell = cells.numbers_per_cell() * cost.bytes_per_number;
     const std::size_t of_warps = warps * cost.bytes_per_warp(cells.x);

@@ -343,23 +343,14 @@ __global__ void __launch_bounds__(kThreads, 1) add_directly(const __grid_constan
 }
 
 cudaError_t joint_directly(const JointHistogram& job, Launch& on) {
-  const Pixels& pixels = job.pixels;
-  const int64_t size = job.axis_x.bins * job.axis_y.bins, sums = pixels.planes * size;
-  const int64_t bytes = sums * static_cast<int64_t>(sizeof(unsigned long long));
-  const int64_t bad_bytes = pixels.planes * static_cast<int64_t>(sizeof(unsigned));
-  const DirectJoint scatter_job{direct::Taps(job.axis_x, pixels.is_double),
-                                direct::Taps(job.axis_y, pixels.is_double),
-                                pixels,
-                                job.x,
-                                job.y,
-                                static_cast<unsigned long long*>(on.scratch(bytes)),
-                                static_cast<unsigned*>(on.scratch(bad_bytes))};
-  HISTLOSS_TRY(direct::clear(scatter_job.sums, bytes, on));
-  HISTLOSS_TRY(direct::clear(scatter_job.bad, bad_bytes, on));
-  HISTLOSS_TRY(launch_items(add_directly, pixels.planes * pixels.count * kWarp, on, scatter_job));
-  return launch_items(direct::finish, sums, on,
-                      direct::Finish{scatter_job.sums, scatter_job.bad, pixels.planes, size,
-                                     values(job.joint, pixels.is_double)});
+  const DirectJoint adding{.x = direct::Taps(job.axis_x, job.pixels.is_double),
+                           .y = direct::Taps(job.axis_y, job.pixels.is_double),
+                           .pixels = job.pixels,
+                           .image_x = job.x,
+                           .image_y = job.y,
+                           .sums = nullptr,
+                           .bad = nullptr};
+  return direct::add_pixels(add_directly, adding, job.axis_x.bins * job.axis_y.bins, job.joint, on);
 }
 
 }  // namespace

@@ -21,8 +21,7 @@ struct SoftCells {
 // The axis in cells, or nothing where the direct method serves, see joint_cells.
 inline std::optional<SoftCells> soft_cells(const Axis& axis, const Pixels& pixels, SoftCost cost,
                                            const Launch& on) {
-  const CellBasis* basis = cell_basis(axis.bandwidth, 8);
-  if (basis == nullptr) basis = cell_basis(axis.bandwidth, kNodes);
+  const CellBasis* basis = smallest_basis(axis.bandwidth);
   if (pixels.is_double || basis == nullptr) return std::nullopt;
   const SoftCells cells{*basis, Cells(axis, *basis, false)};
   if (cells.x.length > 4 * axis.bins) return std::nullopt;

@@ -36,7 +36,6 @@ __global__ void __launch_bounds__(kThreads, 1) scatter(const __grid_constant__ S
   const int64_t begin = part * job.part_size, rest = job.pixels.count - begin;
   const int64_t end = begin + (rest < job.part_size ? rest : job.part_size);
   const int64_t row = plane * job.pixels.count;
-  const Image mass = values(job.pixels.mass, false);
   unsigned long long* const out = job.sums + static_cast<int64_t>(blockIdx.x) * job.numbers;
   const int node = lane % NODES;
   const float p = job.x.p[node], n = job.x.n[node];
@@ -59,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, 1) scatter(const __grid_constant__ S
           exponentials = job.x.exponentials(x, cell);
         }
         if constexpr (WEIGHTED) {
-          const float m = load<float>(mass, row + i + lane);
+          const float m = static_cast<const float*>(job.pixels.mass)[row + i + lane];
           scale = valid_mass(m) ? scale * (m * kMassScale) : 0.0f;
           if (!valid_mass(m)) atomicOr(job.bad + plane, 1u);
         }
@@ -179,19 +178,12 @@ __global__ void __launch_bounds__(kThreads, 1) add_directly(const __grid_constan
 }
 
 cudaError_t soft_directly(const SoftHistogram& job, Launch& on) {
-  const Pixels& pixels = job.pixels;
-  const int64_t sums = pixels.planes * job.axis.bins;
-  const int64_t bytes = sums * static_cast<int64_t>(sizeof(unsigned long long));
-  const int64_t bad_bytes = pixels.planes * static_cast<int64_t>(sizeof(unsigned));
-  const DirectSoft scatter_job{direct::Taps(job.axis, pixels.is_double), pixels, job.x,
-                               static_cast<unsigned long long*>(on.scratch(bytes)),
-                               static_cast<unsigned*>(on.scratch(bad_bytes))};
-  HISTLOSS_TRY(direct::clear(scatter_job.sums, bytes, on));
-  HISTLOSS_TRY(direct::clear(scatter_job.bad, bad_bytes, on));
-  HISTLOSS_TRY(launch_items(add_directly, pixels.planes * pixels.count * kWarp, on, scatter_job));
-  return launch_items(direct::finish, sums, on,
-                      direct::Finish{scatter_job.sums, scatter_job.bad, pixels.planes, job.axis.bins,
-                                     values(job.histogram, pixels.is_double)});
+  const DirectSoft adding{.x = direct::Taps(job.axis, job.pixels.is_double),
+                          .pixels = job.pixels,
+                          .image = job.x,
+                          .sums = nullptr,
+                          .bad = nullptr};
+  return direct::add_pixels(add_directly, adding, job.axis.bins, job.histogram, on);
 }
 
 }  // namespace
