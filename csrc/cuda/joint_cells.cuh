@@ -103,12 +103,49 @@ struct JointLayout {
   }
 };
 
-// The cells of x that a block owns.
+// What scatter and gather work on: a block on one strip, some cells of x, and one part of a plane's pixels.
+struct StripWork {
+  Cells x, y;
+  Pixels pixels;
+  Image image_x, image_y;
+  int64_t first_plane, part_size;
+  int parts, strips, strip_cells, stride;
+
+  StripWork(const JointCells& cells, const JointLayout& layout, const Pixels& p, Image on_x, Image on_y)
+      : x(cells.x),
+        y(cells.y),
+        pixels(p),
+        image_x(on_x),
+        image_y(on_y),
+        first_plane(0),
+        part_size(layout.part_size),
+        parts(layout.parts),
+        strips(layout.strips),
+        strip_cells(layout.strip_cells),
+        stride(layout.stride) {}
+};
+
+// A block's share of it.
 struct Strip {
   int first_cell, cells;
+  int64_t slot;          // of the plane's part among those of this launch
+  int64_t plane;         // among those of this launch
+  int64_t first, count;  // pixels, from the first plane's beginning
 
-  __device__ Strip(const Cells& x, int number, int strip_cells)
-      : first_cell(number * strip_cells), cells(min(strip_cells, x.count - first_cell)) {}
+  __device__ explicit Strip(const StripWork& work)
+      : first_cell(static_cast<int>(blockIdx.x % work.strips) * work.strip_cells),
+        cells(min(work.strip_cells, work.x.count - first_cell)),
+        slot(blockIdx.x / work.strips),
+        plane(slot / work.parts) {
+    const int64_t begin = slot % work.parts * work.part_size, rest = work.pixels.count - begin;
+    first = (work.first_plane + plane) * work.pixels.count + begin;
+    count = rest < work.part_size ? rest : work.part_size;
+  }
+
+  // Where its nodes begin in a table of the planes (or of their parts, if `of` is the slot).
+  __device__ int64_t nodes(const StripWork& work, int64_t of, int rows) const {
+    return (of * work.x.count + first_cell) * rows * work.stride;
+  }
 
   // Whether a settled pixel's cell is among them: as x.cell(z) has it, without making an integer of it.
   __device__ __forceinline__ bool holds(const Cells& x, float z) const {
@@ -134,6 +171,38 @@ __device__ __forceinline__ void load_groups(const Image& image, int64_t first, i
 #pragma unroll
     for (int g = 0; g < kGroups; ++g)
       values[g] = g * kWarp < reach ? load<float>(image, at + g * kWarp) : NAN;
+  }
+}
+
+// Looks, with a block's warps, through x's `count` pixels from `first` on. mine(x, settled, i) tells whether
+// this strip has pixel i; keep(place, x, i) is to store it among those that wait, which take(begin, n) then
+// works on, at most 32 at a time.
+template <class Mine, class Keep, class Take>
+__device__ __forceinline__ void find_pixels(const StripWork& work, int64_t first, int64_t count,
+                                            const Mine& mine, const Keep& keep, const Take& take) {
+  const int lane = lane_of_thread();
+  const int64_t step = static_cast<int64_t>(blockDim.x) * kGroups;
+  int waiting = 0;
+  for (int64_t begin = warp_of_thread() * kWarp * kGroups; begin < count; begin += step) {
+    float xs[kGroups];
+    load_groups(work.image_x, first + begin, count - begin, xs);
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      const int64_t i = begin + g * kWarp + lane;
+      float x = xs[g], sign;
+      const bool settled = settle(work.x.position, x, sign), found = mine(x, settled, i);
+      const unsigned lanes = __ballot_sync(kAllLanes, found);
+      if (found) keep(waiting + __popc(lanes & ((1u << lane) - 1)), x, i);
+      waiting += __popc(lanes);
+    }
+    __syncwarp();
+    const bool last = begin + step >= count;
+    while (waiting >= kWarp || (last && waiting > 0)) {
+      const int n = min(waiting, kWarp);
+      waiting -= n;
+      take(waiting, n);
+      __syncwarp();
+    }
   }
 }
 

@@ -8,14 +8,7 @@ namespace {
 // ---- by cells: a block owns a strip, some cells of x by all columns of y, and a part of a plane's pixels. A
 // warp adds one pixel at a time, so that its lanes never meet, whatever the image.
 
-struct Scatter {
-  Cells x, y;
-  Pixels pixels;
-  Image image_x, image_y;
-  int64_t first_plane;
-  int64_t part_size;
-  int parts, strips, strip_cells;
-  int stride;   // of a row of nodes
+struct Scatter : StripWork {
   float scale;  // of a product of two activations, to fixed point
   // (planes, parts, nodes of x, stride): float where one segment is a plane's whole sum, else integers
   float* sums;
@@ -100,60 +93,39 @@ __global__ void __launch_bounds__(kScatterThreads, 1) scatter(const __grid_const
   HISTLOSS_SHARED(shared);
   const int words = job.strip_cells * ROWS * job.stride;
   const FixedSums sums(shared, words);
-  const int lane = lane_of_thread(), warp = warp_of_thread(), threads = static_cast<int>(blockDim.x);
-  Found<ROWS>& found = reinterpret_cast<Found<ROWS>*>(shared + words * FixedSums::kBytes)[warp];
-
-  const Strip strip(job.x, static_cast<int>(blockIdx.x % job.strips), job.strip_cells);
-  const int64_t slot = blockIdx.x / job.strips;  // a plane's part
-  const int64_t plane = job.first_plane + slot / job.parts, part = slot % job.parts;
-  const int64_t begin = part * job.part_size, rest = job.pixels.count - begin;
-  const int64_t end = begin + (rest < job.part_size ? rest : job.part_size);
-  const int64_t row = plane * job.pixels.count;
-  const int64_t out = (slot * job.x.count + strip.first_cell) * ROWS * job.stride;
+  Found<ROWS>& found = reinterpret_cast<Found<ROWS>*>(shared + words * FixedSums::kBytes)[warp_of_thread()];
+  const Strip strip(job);
+  const int64_t out = strip.nodes(job, strip.slot, ROWS);
 
   sums.clear(words);
   __syncthreads();
-  for (int64_t segment = begin;; segment += kSegment) {
-    const int64_t segment_end = end - segment < kSegment ? end : segment + kSegment;
-    int waiting = 0;
-    const int64_t step = threads * kGroups;
-    for (int64_t i = segment + warp * kWarp * kGroups; i < segment_end; i += step) {
-      float xs[kGroups];
-      load_groups(job.image_x, row + i, segment_end - i, xs);
-#pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
-        const int64_t pixel = i + g * kWarp + lane;
-        float x = xs[g], sign;
-        const bool mine = settle(job.x.position, x, sign) && strip.holds(job.x, x);
-        if constexpr (WEIGHTED)
-          if (strip.first_cell == 0 && pixel < segment_end &&
-              !valid_mass(static_cast<const float*>(job.pixels.mass)[row + pixel]))
-            atomicOr(job.bad + slot / job.parts, 1u);
-        const unsigned lanes = __ballot_sync(kAllLanes, mine);
-        if (mine) {
-          const int at = waiting + __popc(lanes & ((1u << lane) - 1));
-          found.x[at] = x;
-          found.pixel[at] = static_cast<int>(pixel - segment);
-        }
-        waiting += __popc(lanes);
-      }
-      __syncwarp();
-      const bool last = i + step >= segment_end;
-      while (waiting >= kWarp || (last && waiting > 0)) {
-        const int count = min(waiting, kWarp);
-        waiting -= count;
-        add_pixels<ROWS, WEIGHTED>(job, found, waiting, count, row + segment, strip.first_cell, sums);
-        __syncwarp();
-      }
-    }
+  for (int64_t segment = 0;; segment += kSegment) {
+    const int64_t first = strip.first + segment, rest = strip.count - segment;
+    const int64_t count = rest < kSegment ? rest : kSegment;
+    find_pixels(
+        job, first, count,
+        [&](float x, bool settled, int64_t i) {
+          if constexpr (WEIGHTED)  // one strip looks at the masses of all pixels
+            if (strip.first_cell == 0 && i < count &&
+                !valid_mass(static_cast<const float*>(job.pixels.mass)[first + i]))
+              atomicOr(job.bad + strip.plane, 1u);
+          return settled && strip.holds(job.x, x);
+        },
+        [&](int place, float x, int64_t i) {
+          found.x[place] = x;
+          found.pixel[place] = static_cast<int>(i);
+        },
+        [&](int begin, int n) {
+          add_pixels<ROWS, WEIGHTED>(job, found, begin, n, first, strip.first_cell, sums);
+        });
     __syncthreads();
-    for (int w = threadIdx.x; w < strip.cells * ROWS * job.stride; w += threads) {
+    for (int w = threadIdx.x; w < strip.cells * ROWS * job.stride; w += static_cast<int>(blockDim.x)) {
       if (job.wide_sums == nullptr)
         job.sums[out + w] = __ull2float_rn(sums.sum(w));
       else
-        job.wide_sums[out + w] = sums.sum(w) + (segment == begin ? 0 : job.wide_sums[out + w]);
+        job.wide_sums[out + w] = sums.sum(w) + (segment == 0 ? 0 : job.wide_sums[out + w]);
     }
-    if (end - segment <= kSegment) break;
+    if (rest <= kSegment) break;
     __syncthreads();
     sums.clear(words);
     __syncthreads();
@@ -255,21 +227,9 @@ cudaError_t joint_by_cells(const JointHistogram& job, const JointCells& cells, L
   HISTLOSS_TRY(make_mix(cells.y, cells.basis_y, on, &mix_y));
   void* const sums = on.scratch(group * sums_bytes);
   auto* const bad = weighted ? static_cast<unsigned*>(on.scratch(group * sizeof(unsigned))) : nullptr;
-  Scatter scatter_job{.x = cells.x,
-                      .y = cells.y,
-                      .pixels = pixels,
-                      .image_x = job.x,
-                      .image_y = job.y,
-                      .first_plane = 0,
-                      .part_size = layout.part_size,
-                      .parts = layout.parts,
-                      .strips = layout.strips,
-                      .strip_cells = layout.strip_cells,
-                      .stride = layout.stride,
-                      .scale = kLargest / (cells.x.peak * cells.y.peak),
-                      .sums = wide ? nullptr : static_cast<float*>(sums),
-                      .wide_sums = wide ? static_cast<unsigned long long*>(sums) : nullptr,
-                      .bad = bad};
+  Scatter scatter_job{StripWork(cells, layout, pixels, job.x, job.y),
+                      kLargest / (cells.x.peak * cells.y.peak), wide ? nullptr : static_cast<float*>(sums),
+                      wide ? static_cast<unsigned long long*>(sums) : nullptr, bad};
   MixSums mix{.x = cells.x,
               .y = cells.y,
               .mix_x = mix_x,

@@ -53,22 +53,15 @@ __global__ void __launch_bounds__(kThreads, 1) mix_to_rows(const __grid_constant
   }
 }
 
-struct Gather {
-  Cells x, y;
-  Pixels pixels;
-  Image image_x, image_y;
-  int64_t first_plane;
-  int64_t part_size;
-  int parts, strips, strip_cells;
-  int stride;
+struct Gather : StripWork {
   const float* nodes;  // (planes, nodes of x, stride)
   float scale_x, scale_y;
   MutableImage grad_x, grad_y, grad_mass;
 };
 
-// Offsets from a part's beginning of the strip's pixels that a warp has found.
+// The strip's pixels that a warp has found, from its part's beginning.
 struct FoundPixels {
-  int64_t offset[kMostWaiting];
+  int64_t pixel[kMostWaiting];
 };
 
 // X: the gradient of x is wanted. Y: that of y or of the mass.
@@ -129,45 +122,26 @@ template <int ROWS, bool X, bool Y>
 __global__ void __launch_bounds__(kThreads, 1) gather(const __grid_constant__ Gather job) {
   HISTLOSS_SHARED(shared);
   float* const nodes = reinterpret_cast<float*>(shared);
-  const int lane = lane_of_thread(), warp = warp_of_thread(), threads = static_cast<int>(blockDim.x);
-  FoundPixels& found = reinterpret_cast<FoundPixels*>(nodes + job.strip_cells * ROWS * job.stride)[warp];
-
-  const Strip strip(job.x, static_cast<int>(blockIdx.x % job.strips), job.strip_cells);
-  const int64_t slot = blockIdx.x / job.strips;
-  const int64_t local_plane = slot / job.parts, part = slot % job.parts;
-  const int64_t begin = part * job.part_size, rest = job.pixels.count - begin;
-  const int64_t count = rest < job.part_size ? rest : job.part_size;
-  const int64_t row = (job.first_plane + local_plane) * job.pixels.count + begin;
-  const float* const from = job.nodes + (local_plane * job.x.count + strip.first_cell) * ROWS * job.stride;
-  for (int w = threadIdx.x; w < strip.cells * ROWS * job.stride; w += threads) nodes[w] = from[w];
+  const int numbers = job.strip_cells * ROWS * job.stride;
+  FoundPixels& found = reinterpret_cast<FoundPixels*>(nodes + numbers)[warp_of_thread()];
+  const Strip strip(job);
+  const float* const from = job.nodes + strip.nodes(job, strip.plane, ROWS);
+  for (int w = threadIdx.x; w < strip.cells * ROWS * job.stride; w += static_cast<int>(blockDim.x))
+    nodes[w] = from[w];
   __syncthreads();
-  int waiting = 0;
-  const int64_t step = threads * kGroups;
-  for (int64_t i = warp * kWarp * kGroups; i < count; i += step) {
-    float xs[kGroups];
-    load_groups(job.image_x, row + i, count - i, xs);
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-      const int64_t pixel = i + g * kWarp + lane;
-      float x = xs[g], sign;
-      const bool settled = settle(job.x.position, x, sign);
-      bool mine = settled && strip.holds(job.x, x);
-      // A pixel without a cell has no gradient: somebody has to write the zero.
-      if (strip.first_cell == 0) mine |= pixel < count && !(settled && job.x.cell(x) >= 0);
-      const unsigned lanes = __ballot_sync(kAllLanes, mine);
-      if (mine) found.offset[waiting + __popc(lanes & ((1u << lane) - 1))] = pixel;
-      waiting += __popc(lanes);
-    }
-    __syncwarp();
-    const bool last = i + step >= count;
-    while (waiting >= kWarp || (last && waiting > 0)) {
-      const int taken = min(waiting, kWarp);
-      waiting -= taken;
-      if (lane < taken)
-        gather_pixel<ROWS, X, Y>(job, nodes, strip.first_cell, row + found.offset[waiting + lane]);
-    }
-    __syncwarp();
-  }
+  find_pixels(
+      job, strip.first, strip.count,
+      [&](float x, bool settled, int64_t i) {
+        // A pixel without a cell has no gradient: somebody has to write the zero.
+        const bool homeless = strip.first_cell == 0 && i < strip.count && !(settled && job.x.cell(x) >= 0);
+        return homeless || (settled && strip.holds(job.x, x));
+      },
+      [&](int place, float, int64_t i) { found.pixel[place] = i; },
+      [&](int begin, int n) {
+        const int lane = lane_of_thread();
+        if (lane < n)
+          gather_pixel<ROWS, X, Y>(job, nodes, strip.first_cell, strip.first + found.pixel[begin + lane]);
+      });
 }
 
 // Two blocks fit on a multiprocessor of 228 KiB.
@@ -196,23 +170,13 @@ cudaError_t backward_by_cells(const JointHistogramBackward& job, const JointCell
                   .grad = nullptr,
                   .columns = window ? nullptr : static_cast<float*>(on.scratch(group * columns_bytes)),
                   .nodes = static_cast<float*>(on.scratch(group * nodes_bytes))};
-  Gather gather_job{.x = cells.x,
-                    .y = cells.y,
-                    .pixels = pixels,
-                    .image_x = job.x,
-                    .image_y = job.y,
-                    .first_plane = 0,
-                    .part_size = layout.part_size,
-                    .parts = layout.parts,
-                    .strips = layout.strips,
-                    .strip_cells = layout.strip_cells,
-                    .stride = layout.stride,
-                    .nodes = mix.nodes,
-                    .scale_x = static_cast<float>(pixels.share() * cells.x.a / job.axis_x.width()),
-                    .scale_y = static_cast<float>(pixels.share() * cells.y.a / job.axis_y.width()),
-                    .grad_x = job.grad_x,
-                    .grad_y = job.grad_y,
-                    .grad_mass = values(job.grad_mass, false)};
+  Gather gather_job{StripWork(cells, layout, pixels, job.x, job.y),
+                    mix.nodes,
+                    static_cast<float>(pixels.share() * cells.x.a / job.axis_x.width()),
+                    static_cast<float>(pixels.share() * cells.y.a / job.axis_y.width()),
+                    job.grad_x,
+                    job.grad_y,
+                    values(job.grad_mass, false)};
   const bool to_x = job.grad_x.data != nullptr;
   const bool to_y_or_mass = job.grad_y.data != nullptr || job.grad_mass != nullptr;
   const auto gather_pixels = !to_x          ? gather<ROWS, false, true>
