@@ -103,7 +103,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def progress(total: int) -> Any:
-    """A bar, or nothing where there is no tqdm: a machine that is lent need not have it."""
+    """A bar, or nothing where there is no tqdm."""
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:

@@ -64,7 +64,8 @@ def soft_histogram(
             an end keeps half its mass) or ``"cyclic"`` (bins wrap round, for hue).
         weight: non-negative weight per pixel that broadcasts to x, with a gradient of its own; a mask is 0
             or 1. None weighs all pixels alike. Its values are checked in eager mode on the CPU alone: on a
-            GPU that would wait for the device, and a sum of 0 gives NaN.
+            GPU that would wait for the device, and the kernels there answer a sum of 0 and a negative,
+            infinite or NaN weight by a histogram of NaN.
 
     Returns:
         Histograms, shape (B, C, K), float32 (float64 for a float64 image), that sum to 1 (``"open"``: to

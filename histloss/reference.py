@@ -252,7 +252,7 @@ def _running_sum(values: Tensor) -> Tensor:
     return values.cumsum(-1) if values.device.type == "cpu" else _sum_before(values, 0)
 
 
-BLOCK = 16
+_BLOCK = 16
 
 
 def _sum_before(values: Tensor, last: int) -> Tensor:
@@ -263,11 +263,11 @@ def _sum_before(values: Tensor, last: int) -> Tensor:
     but TF32 or autocast may round it.
     """
     bins = values.shape[-1]
-    if bins <= BLOCK:
+    if bins <= _BLOCK:
         return values.unsqueeze(-2).expand(*values.shape, bins).tril(last).sum(-1)
-    if bins % BLOCK:
-        values = torch.nn.functional.pad(values, (0, -bins % BLOCK))
-    blocks = values.unflatten(-1, (values.shape[-1] // BLOCK, BLOCK))
+    if bins % _BLOCK:
+        values = torch.nn.functional.pad(values, (0, -bins % _BLOCK))
+    blocks = values.unflatten(-1, (values.shape[-1] // _BLOCK, _BLOCK))
     earlier = _sum_before(blocks.sum(-1), -1)
     return (_sum_before(blocks, last) + earlier.unsqueeze(-1)).flatten(-2)[..., :bins]
 

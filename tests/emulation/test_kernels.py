@@ -210,6 +210,30 @@ def test_a_plane_does_not_depend_on_its_neighbours() -> None:
         assert torch.equal(joint[one], emulated.joint_histogram(x[one], y[one], None, *codes(axis, axis)))
 
 
+# ---- masses that are none -------------------------------------------------------------------------
+
+
+@plain_only
+@pytest.mark.parametrize("content", ["uniform", "outside", "nonfinite"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, -0.01])
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)  # by cells, directly
+def test_a_mass_that_is_none_makes_its_plane_nan(dtype: torch.dtype, value: float, content: str) -> None:
+    """Wherever its pixel is, and no other plane."""
+    case = Case(**on(16, boundary="open"), dtype=dtype, mass="random", planes=3, pixels=600, content=content)
+    inputs = Inputs(case)
+    spoilt = inputs.mass.clone()
+    spoilt[1, 77] = value
+    soft, joint = (inputs.x,), (inputs.x, inputs.y)
+    for op, images, axes in (
+        (emulated.soft_histogram, soft, codes(case.axis_x)),
+        (emulated.joint_histogram, joint, codes(case.axis_x, case.axis_y)),
+    ):
+        good, bad = op(*images, inputs.mass, *axes), op(*images, spoilt, *axes)
+        assert good.isfinite().all()
+        assert bad[1].isnan().all()
+        assert torch.equal(bad[::2], good[::2])
+
+
 # ---- gradients that are not needed ----------------------------------------------------------------
 
 
