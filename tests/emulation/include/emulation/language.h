@@ -7,7 +7,6 @@
 #define __global__ __attribute__((unused))  // in some of the files that include it
 #define __device__
 #define __host__
-#define __constant__
 #define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
@@ -31,13 +30,8 @@ unsigned char* shared_memory();  // of the running block
   constexpr name##3 make_##name##3(scalar x, scalar y, scalar z) { return {x, y, z}; }              \
   constexpr name##4 make_##name##4(scalar x, scalar y, scalar z, scalar w) { return {x, y, z, w}; }
 
-HISTLOSS_VECTORS(uchar, unsigned char)
-HISTLOSS_VECTORS(short, short)
-HISTLOSS_VECTORS(ushort, unsigned short)
 HISTLOSS_VECTORS(int, int)
 HISTLOSS_VECTORS(uint, unsigned)
-HISTLOSS_VECTORS(longlong, long long)
-HISTLOSS_VECTORS(ulonglong, unsigned long long)
 HISTLOSS_VECTORS(float, float)
 HISTLOSS_VECTORS(double, double)
 #undef HISTLOSS_VECTORS

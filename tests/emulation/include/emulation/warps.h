@@ -79,12 +79,6 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, emulation::Where where = emu
 }
 
 inline void __threadfence() { emulation::fence(); }
-inline void __threadfence_block() { emulation::fence(); }
-inline void __threadfence_system() { emulation::fence(); }
-
-[[noreturn]] inline void __trap(emulation::Where where = emulation::Where::current()) {
-  emulation::fail(where, "__trap");
-}
 
 // A source lane beyond the segment of `width` lanes wraps around in __shfl_sync; in the others the lane then
 // keeps its own value.
@@ -149,9 +143,4 @@ HISTLOSS_REDUCTION(__reduce_add_sync, int, 0,
                    static_cast<int>(static_cast<unsigned>(a) + static_cast<unsigned>(b)))
 HISTLOSS_REDUCTION(__reduce_max_sync, unsigned, value, a > b ? a : b)
 HISTLOSS_REDUCTION(__reduce_max_sync, int, value, a > b ? a : b)
-HISTLOSS_REDUCTION(__reduce_min_sync, unsigned, value, a < b ? a : b)
-HISTLOSS_REDUCTION(__reduce_min_sync, int, value, a < b ? a : b)
-HISTLOSS_REDUCTION(__reduce_and_sync, unsigned, value, a& b)
-HISTLOSS_REDUCTION(__reduce_or_sync, unsigned, value, a | b)
-HISTLOSS_REDUCTION(__reduce_xor_sync, unsigned, 0, a ^ b)
 #undef HISTLOSS_REDUCTION
