@@ -12,9 +12,8 @@ import emulated_faults
 import pytest
 
 BUILD = Path(emulated_faults.__file__).parents[1]
-VARIANT = Path(emulated_faults.__file__).parent.name
 
-pytestmark = pytest.mark.skipif(VARIANT != "plain", reason="starts the sanitizers itself")
+pytestmark = pytest.mark.variants("plain")  # starts the sanitizers itself
 
 # What must find each fault: wrong values under some schedule, a sanitizer, or the emulator's own words.
 FOUND_BY = {
