@@ -20,12 +20,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from histloss import EMDHistLoss, MIHistLoss, soft_histogram
 from histloss.color import rgb_to_yuv
+from shared.arguments import count, read_photo
+from shared.data import to_bytes
 
 
 class ColorMap(nn.Module):
@@ -85,29 +87,6 @@ def recolor(network: ColorMap, photo: Tensor) -> Tensor:
         return torch.cat([network(strip) for strip in photo.split(128, dim=2)], dim=2)
 
 
-def read_photo(path: str) -> Tensor:
-    """A photo as RGB in [-1, 1], shape (1, 3, H, W): upright, grey as RGB, transparency over white."""
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-    except Exception as error:  # a broken file raises almost anything
-        raise argparse.ArgumentTypeError(f"cannot read {path!r} as a photo: {error}") from error
-    if image.mode == "F" or (image.mode == "I" and image.getextrema()[1] > 65535):
-        raise argparse.ArgumentTypeError(f"{path!r} has 32-bit pixels: save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip to 8 bits
-        grey = np.asarray(image).astype(np.float32) / 65535
-        values = np.stack([grey, grey, grey], axis=-1)
-    else:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-        values = np.asarray(image).astype(np.float32) / 255
-    return torch.from_numpy(values).movedim(-1, 0)[None] * 2 - 1
-
-
-def to_bytes(photo: Tensor) -> np.ndarray:
-    return ((photo[0].movedim(0, -1) + 1) * 127.5).round().byte().numpy()
-
-
 def draw(source: Tensor, reference: Tensor, result: Tensor) -> Figure:
     """The three photos above the histograms of their channels."""
     photos = {"source": source, "reference": reference, "result": result}
@@ -116,7 +95,7 @@ def draw(source: Tensor, reference: Tensor, result: Tensor) -> Figure:
     figure = Figure(figsize=(12, sum(heights)), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=heights)
     for axes, (title, photo) in zip(top.subplots(1, 3, width_ratios=aspects), photos.items(), strict=True):
-        axes.imshow(to_bytes(photo))
+        axes.imshow(to_bytes(photo[0]))
         axes.set_title(title)
         axes.axis("off")
 
@@ -133,12 +112,6 @@ def draw(source: Tensor, reference: Tensor, result: Tensor) -> Figure:
         axes.spines[["left", "top", "right"]].set_visible(False)
     panels[0].legend(frameon=False)
     return figure
-
-
-def count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text!r}")
-    return int(text)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -193,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{f'MI weight {mi_weight:g}':<14}{after:17.3f}{fold:7.0f}{shared:14.3f}{seconds:9.1f}")
 
     result = recolor(network, args.source)
-    Image.fromarray(to_bytes(result)).save(args.out_dir / "recolored.png")
+    Image.fromarray(to_bytes(result[0])).save(args.out_dir / "recolored.png")
     draw(args.source, args.reference, result).savefig(args.out_dir / "figure.png", dpi=150)
     print(f"wrote {args.out_dir / 'recolored.png'} and {args.out_dir / 'figure.png'}")
 

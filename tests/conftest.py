@@ -10,7 +10,7 @@ import torch
 
 from histloss import native
 
-collect_ignore = ["emulation"]  # needs a build of its own: make test-cuda-emulated
+collect_ignore = ["browser", "emulation"]  # need what make test-browser and make test-cuda-emulated bring
 
 
 @pytest.fixture(autouse=True)

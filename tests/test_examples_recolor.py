@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-
-def load(name: str) -> ModuleType:
-    """A script of examples/ as a module."""
-    path = Path(__file__).parents[1] / "examples" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-recolor = load("recolor")
+import recolor
 
 TINY = ("--size", "48", "--bins", "64", "--mi-bins", "16", "--steps", "100")
 
@@ -104,42 +90,6 @@ def test_flat_photo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, (str(tmp_path / "flat.png"), str(tmp_path / "flat.png")))
     assert "nan" not in capsys.readouterr().out
     np.testing.assert_allclose(np.asarray(Image.open(tmp_path / "recolored.png")), 128, atol=2)
-
-
-RED = (255, 0, 0)
-HALF = (128, 128, 128)
-
-
-@pytest.mark.parametrize(
-    ("name", "image", "expected"),
-    [
-        ("grey.png", Image.new("L", (3, 2), 128), HALF),
-        ("grey16.png", Image.fromarray(np.full((2, 3), 128 * 257, np.uint16)), HALF),
-        ("grey16.tiff", Image.fromarray(np.full((2, 3), 128 * 257, np.uint16)), HALF),
-        ("grey16in32.tiff", Image.fromarray(np.full((2, 3), 128 * 257, np.int32)), HALF),
-        ("bilevel.png", Image.new("1", (3, 2), 1), (255, 255, 255)),
-        ("palette.gif", Image.new("RGB", (3, 2), RED).convert("P"), RED),
-        ("cmyk.tiff", Image.new("CMYK", (3, 2), (0, 255, 255, 0)), RED),
-        ("opaque.png", Image.new("RGBA", (3, 2), (*RED, 255)), RED),
-        ("transparent.png", Image.new("RGBA", (3, 2), (*RED, 0)), (255, 255, 255)),
-        ("translucent.png", Image.new("LA", (3, 2), (0, 127)), HALF),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_read_photo(tmp_path: Path, name: str, image: Image.Image, expected: tuple[int, int, int]) -> None:
-    image.save(tmp_path / name)
-    photo = recolor.read_photo(str(tmp_path / name))
-    assert photo.shape == (1, 3, 2, 3)
-    np.testing.assert_array_equal(recolor.to_bytes(photo), np.broadcast_to(expected, (2, 3, 3)))
-
-
-def test_read_photo_turns_it_upright(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # Orientation: the camera was turned by a quarter
-    pixels = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
-    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    photo = recolor.read_photo(str(tmp_path / "turned.png"))
-    np.testing.assert_array_equal(recolor.to_bytes(photo), np.rot90(pixels, -1))
 
 
 @pytest.mark.parametrize("argument", ["--source", "--reference"])

@@ -1,0 +1,1 @@
+"""What the examples share: data, networks, objective, training, evaluation, command line."""
