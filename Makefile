@@ -12,13 +12,27 @@ INSTALLED := $(VENV)/installed.stamp
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 EMULATOR := $(shell find tests/emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test sanitize test-cuda-emulated lint format bench clean
+.PHONY: demo test test-browser sanitize test-cuda-emulated lint format bench clean \
+	train-color-transfer train-colorization train-edges2photo \
+	evaluate-color-transfer evaluate-colorization evaluate-edges2photo
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/recolor.py
 
+# Minutes on two cores, with photos that come with scikit-image; a run that was stopped goes on. What a run
+# holds, and how to train on other photos: examples/RESULTS.md and the scripts' --help.
+TASKS := color-transfer colorization edges2photo
+$(TASKS:%=train-%): train-%: $(INSTALLED)
+	$(BIN)/python examples/$(subst -,_,$*).py --resume
+
+$(TASKS:%=evaluate-%): evaluate-%: $(INSTALLED)
+	$(BIN)/python examples/$(subst -,_,$*).py --evaluate
+
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+test-browser: $(INSTALLED) # needs Debian's packages chromium and chromium-driver
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
 
 # A copy of the package with its library under AddressSanitizer and UBSan. Python is not instrumented: their
 # runtime is loaded before it, and leaks, which Python has at exit, are not looked for. An error aborts, so that
