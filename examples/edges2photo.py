@@ -1,0 +1,24 @@
+"""Edges to photo: paint a line drawing, in the colours of a reference.
+
+The source is an edge map, dark lines on white, and the photo it was taken from the reference while training.
+An edge map has no chroma: as in colourisation, only the luma's MI term says something.
+
+    python examples/edges2photo.py                        # photos that come with scikit-image, edges by Canny
+    python examples/edges2photo.py --data edges2shoes     # or any folder of photos
+    python examples/edges2photo.py --apply drawing.png --reference colours.jpg
+    python examples/edges2photo.py --evaluate             # with and without each loss
+"""
+
+from shared.cli import Task, main
+
+TASK = Task(
+    name="edges2photo",
+    description=__doc__,
+    epochs=15,
+    steps=600,
+    official={},
+    weights={"emd": 1, "mi": 10, "adv": 1},
+)
+
+if __name__ == "__main__":
+    main(TASK)
