@@ -15,9 +15,7 @@ TASK = Task(
     name="color_transfer",
     description=__doc__,
     epochs=100,
-    steps=600,
     official={},
-    weights={"emd": 1, "mi": 10, "adv": 1},
 )
 
 if __name__ == "__main__":

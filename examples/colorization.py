@@ -16,9 +16,7 @@ TASK = Task(
     name="colorization",
     description=__doc__,
     epochs=200,
-    steps=600,
     official={"emd": 20},
-    weights={"emd": 1, "mi": 10, "adv": 1},
     source=grey,
 )
 

@@ -1,7 +1,8 @@
 """Edges to photo: paint a line drawing, in the colours of a reference.
 
 The source is an edge map, dark lines on white, and the photo it was taken from the reference while training.
-An edge map has no chroma: as in colourisation, only the luma's MI term says something.
+An edge map has no chroma: as in colourisation, only the luma's MI term says something. A drawing to paint
+wants lines that are a pixel wide when it is reduced to the run's --size.
 
     python examples/edges2photo.py                        # photos that come with scikit-image, edges by Canny
     python examples/edges2photo.py --data edges2shoes     # or any folder of photos
@@ -15,9 +16,7 @@ TASK = Task(
     name="edges2photo",
     description=__doc__,
     epochs=15,
-    steps=600,
     official={},
-    weights={"emd": 1, "mi": 10, "adv": 1},
 )
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
@@ -17,9 +20,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from histloss import DeepHistLoss, EMDHistLoss, MIHistLoss
+from histloss.color import rgb_to_yuv
 from shared import cli, training
+from shared.data import Draw, Draws, open_dataset, read_image, to_bytes
+from shared.networks import hard_histogram
 from shared.objective import SPACES, Objective, histograms
 
+EXAMPLES = Path(cli.__file__).parents[1]
 TASKS = ("color_transfer", "colorization", "edges2photo")
 TINY = "--size 32 --width 4 --bins 16 --mi-bins 8 --batch-size 2 --workers 0"
 
@@ -89,14 +96,20 @@ def test_some_steps(tmp_path: Path, task: str, options: tuple[str, ...]) -> None
 
 
 def test_resumed_as_if_never_stopped(tmp_path: Path) -> None:
-    """Weights, optimizers, data order, noise and history, whatever the number of workers."""
-    run("color_transfer", tmp_path / "whole", "--steps", "4")
-    run("color_transfer", tmp_path / "parts", "--steps", "2", "--log-every", "4")
-    run("color_transfer", tmp_path / "parts", "--steps", "4", "--resume", "--workers", "2")
-    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
-    assert [row[0] for row in parts.pop("history")] == [2, 4]
-    assert [row[0] for row in whole.pop("history")] == [4]
-    assert_same_bits(whole, parts)
+    """Weights, optimizers, data order, noise and losses, whatever the workers and the samples drawn."""
+    run("color_transfer", tmp_path / "whole", "--steps", "4", "--log-every", "1")
+    run("color_transfer", tmp_path / "parts", "--steps", "2", "--log-every", "1", "--sample-every", "1")
+    more = ("--steps", "4", "--log-every", "1", "--sample-every", "1", "--workers", "2")
+    run("color_transfer", tmp_path / "parts", "--resume", *more)
+    assert_same_bits(state(tmp_path / "whole"), state(tmp_path / "parts"))
+
+
+def test_resumed_to_the_same_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run knows how long it was to be; it cannot become shorter than it is."""
+    run("color_transfer", tmp_path, "--steps", "2")
+    run("color_transfer", tmp_path, "--resume")
+    assert state(tmp_path)["step"] == 2
+    assert "--steps 1 is less than" in error(capsys, "color_transfer", tmp_path, "--resume", "--steps", "1")
 
 
 def test_same_seed_same_bits(tmp_path: Path) -> None:
@@ -108,23 +121,27 @@ def test_same_seed_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
-    """A signal ends the run after the step it falls into, with a checkpoint that is as good as any."""
-    step = training.Trainer._step
-
-    def interrupted(self: training.Trainer, source: Tensor, reference: Tensor) -> Tensor:
-        if self.step == 1:
-            os.kill(os.getpid(), number)
-        return step(self, source, reference)
-
-    handler = signal.getsignal(number)
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Trainer, "_step", interrupted)
-        run("color_transfer", tmp_path / "run", "--steps", "4")
-    assert state(tmp_path / "run")["step"] == 2
-    assert signal.getsignal(number) is handler
-    run("color_transfer", tmp_path / "run", "--steps", "4", "--resume")
-    run("color_transfer", tmp_path / "whole", "--steps", "4")
+def test_interrupted(tmp_path: Path, number: signal.Signals) -> None:
+    """A signal to a run and its workers ends it after a step, with a checkpoint as good as any."""
+    command = [
+        sys.executable,
+        str(EXAMPLES / "color_transfer.py"),
+        "--out",
+        str(tmp_path / "run"),
+        *TINY.split(),
+    ]
+    many = ["--steps", "100000", "--workers", "2", "--save-every", "2"]
+    process = subprocess.Popen([*command, *many], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (tmp_path / "run" / training.CHECKPOINT).exists():
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "stopped by a signal before step 100000" in errors
+    assert "Traceback" not in errors
+    step = state(tmp_path / "run")["step"]
+    run("color_transfer", tmp_path / "run", "--steps", str(step + 1), "--resume")
+    run("color_transfer", tmp_path / "whole", "--steps", str(step + 1))
     for part in ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer"):
         assert_same_bits(state(tmp_path / "run")[part], state(tmp_path / "whole")[part])
 
@@ -162,7 +179,7 @@ def gradients(fabric: Fabric) -> list[list[float]]:
     network = fabric.setup(Tint().double())
     rows = []
     for color in SPACES:
-        objective = Objective(color=color, preset="paper", bins=32, mi_bins=16)
+        objective = Objective(color=color, preset="paper", bins=32, mi_bins=16, weights={})
         ref_hist = histograms(reference[part], color=color, bins=32)
         network.zero_grad()
         fabric.backward(objective(network(source[part]), source[part], ref_hist)["total"])
@@ -181,24 +198,28 @@ def test_gradients_of_two_processes() -> None:
 
 
 def test_torchrun(tmp_path: Path) -> None:
-    """Two processes train on the samples that one would, write one checkpoint, and one process resumes it."""
-    examples = Path(cli.__file__).parents[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    """Two processes train on the samples that one would, and write one checkpoint, which one can resume."""
     options = [
-        "--out",
-        str(tmp_path),
         *TINY.split(),
         "--batch-size",
         "4",
-        "--steps",
-        "2",
+        "--weights",
+        "adv=0",
+        "--log-every",
+        "1",
         "--accelerator",
         "cpu",
     ]
-    subprocess.run([*command, str(examples / "color_transfer.py"), *options], check=True, timeout=120)
-    assert state(tmp_path)["step"] == 2
-    run("color_transfer", tmp_path, "--batch-size", "4", "--steps", "3", "--resume")
-    assert state(tmp_path)["step"] == 3
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = [str(EXAMPLES / "color_transfer.py"), "--out", str(tmp_path / "two"), "--steps", "2", *options]
+    subprocess.run([*command, *script], check=True, timeout=120)
+    run("color_transfer", tmp_path / "one", "--steps", "1", *options)
+    two = state(tmp_path / "two")
+    assert two["step"] == 2
+    # Before its first step a generator returns its source, whatever the noise.
+    assert two["history"][0] == pytest.approx(state(tmp_path / "one")["history"][0], rel=1e-5)
+    run("color_transfer", tmp_path / "two", *options, "--steps", "3", "--resume")
+    assert state(tmp_path / "two")["step"] == 3
 
 
 def test_objective_is_deephists() -> None:
@@ -261,25 +282,46 @@ def test_apply_errors(trained: Path, photo: Path, tmp_path: Path, capsys: pytest
     both = (*one, "--reference", str(photo), "--palette", "red")
     assert "one of --reference and --palette" in error(capsys, "color_transfer", trained, *both)
     missing = error(capsys, "color_transfer", tmp_path / "nothing", *one, "--palette", "red")
-    assert "nothing/checkpoint.pt" in missing
+    assert "nothing holds no run of color_transfer" in missing
     other = error(capsys, "colorization", trained, *one, "--palette", "red")
     assert "color_transfer" in other
+    (tmp_path / training.CHECKPOINT).write_bytes(b"not a checkpoint")
+    damaged = error(capsys, "color_transfer", tmp_path, *one, "--palette", "red")
+    assert "checkpoint.pt is not a checkpoint" in damaged
+    nowhere = error(capsys, "color_transfer", trained, "--apply", "nowhere.png", "--palette", "red")
+    assert "cannot read 'nowhere.png'" in nowhere
+    assert "--apply" in error(capsys, "color_transfer", tmp_path, "--palette", "red")
+    assert "not allowed with" in error(capsys, "color_transfer", trained, *one, "--resume")
 
 
 def test_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Trains what is missing, once, and compares."""
-    run("edges2photo", tmp_path, "--steps", "1")
-    run("edges2photo", tmp_path, "--steps", "2", "--evaluate")
+    """Trains what is missing, once and as long as the full run, and compares."""
+    run("edges2photo", tmp_path, "--steps", "2")
+    run("edges2photo", tmp_path, "--evaluate")
     report = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert list(report["runs"]) == ["identity", "full", "without MI", "without EMD", "without ADV"]
     assert report["provenance"]["steps"] == dict.fromkeys(list(report["runs"])[1:], 2)
-    assert report["provenance"]["options"]["weights"] == {"emd": 1.0, "mi": 10.0, "adv": 1.0}
-    assert state(tmp_path / "without-mi")["options"]["weights"]["mi"] == 0
+    full = report["provenance"]["options"]["weights"]
+    assert full == cli.EMBEDDED_WEIGHTS
+    for name, term in (("without-mi", "mi"), ("without-emd", "emd"), ("without-adv", "adv")):
+        assert state(tmp_path / name)["options"]["weights"] == {**full, term: 0}
     assert "Table 3" in capsys.readouterr().out
-    assert (tmp_path / "evaluation" / "study" / "index.html").exists()
     before = (tmp_path / "without-mi" / training.CHECKPOINT).read_bytes()
-    run("edges2photo", tmp_path, "--steps", "2", "--evaluate")
+    run("edges2photo", tmp_path, "--evaluate")
     assert (tmp_path / "without-mi" / training.CHECKPOINT).read_bytes() == before
+
+
+def test_study_shows_real_images(tmp_path: Path) -> None:
+    """In a paired task those are the references, never the edges that were painted."""
+    run("edges2photo", tmp_path, "--steps", "1", "--evaluate")
+    study = tmp_path / "evaluation" / "study"
+    page = (study / "index.html").read_text()
+    images = json.loads(re.search(r"\{\"id\": .*\}", page).group())["images"]
+    references = open_dataset("edges2photo", None, split="val", size=32)
+    real = [np.asarray(Image.open(study / image["image"])) for image in images if image["truth"] == "real"]
+    shown = {image.tobytes() for image in real}
+    half = len(images) // 2
+    assert shown == {to_bytes(references[Draw(n, 0)].reference).tobytes() for n in range(half)}
 
 
 @pytest.mark.parametrize(
@@ -294,6 +336,10 @@ def test_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("--steps", "0"), "at least 1"),
         (("--learning-rate", "nan"), "above 0"),
         (("--palette", "reddish"), "reddish"),
+        (("--weights", "emd=0,mi=0,adv=0"), "leaves no loss"),
+        (("--weights", "emd=1,mi=0,adv=0", "--evaluate"), "has but one"),
+        (("--accelerator", "cuda"), "--accelerator cuda"),
+        (("--seed", "99999999999999999999"), "--seed"),
     ],
 )
 def test_errors(
@@ -309,3 +355,75 @@ def test_errors_of_a_run_that_exists(trained: Path, capsys: pytest.CaptureFixtur
     assert "color_transfer" in error(capsys, "colorization", trained, "--resume")
     weights = error(capsys, "color_transfer", trained, "--resume", "--weights", "mi=3")
     assert "weights" in weights
+
+
+def test_presets_and_epochs(tmp_path: Path) -> None:
+    """With photos of one's own the weights and epochs are those of the paper, or of the authors' code."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for n in range(5):
+        Image.effect_noise((40, 40), 50 + n).convert("RGB").save(folder / f"{n}.png")
+    parser = cli.make_parser(task := import_module("colorization").TASK)
+    weights = {}
+    for preset in ("paper", "official"):
+        args = parser.parse_args(["--data", str(folder), "--preset", preset, "--out", str(tmp_path / "new")])
+        options = cli.make_options(task, args)
+        weights[preset] = options.weights
+        assert (options.size, options.bins, options.residual) == (256, 256, False)
+    assert weights == {"paper": {"emd": 1, "mi": 1, "adv": 1}, "official": {"emd": 20, "mi": 1, "adv": 1}}
+    args = parser.parse_args(["--data", str(folder)])
+    small = training.Options(**{**vars(options), "size": 32, "width": 4, "task": "edges2photo"})
+    trainer = training.Trainer(Fabric(accelerator="cpu", devices=1), small, tmp_path / "run")
+    schedule = cli.make_schedule(task, args, {"full": trainer})
+    assert schedule.steps == 200 * 3 / 4  # 200 epochs of 3 photos of 5, in batches of 4
+
+
+def test_counts_are_of_hard_histograms() -> None:
+    options = dict.fromkeys(training.Options.__dataclass_fields__)
+    reference = torch.rand(2, 3, 8, 8) * 2 - 1
+    for code in ("counts", "soft"):
+        of = training.Options(**{**options, "code": code, "color": "yuv", "bins": 16})
+        hard = hard_histogram(SPACES["yuv"].from_rgb(reference), bins=16)
+        assert torch.equal(training.code_histogram(reference, of), hard) == (code == "counts")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_discriminator_learns_what_is_real(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    """Its logits are to rise for the real image, and to fall for the painted one."""
+    seen = []
+
+    class Spy(training.Discriminator):
+        def forward(self, image: Tensor, source: Tensor | None = None) -> Tensor:
+            logits = super().forward(image, source)
+            logits.register_hook(lambda gradient: seen.append((image.detach(), source, gradient.mean())))
+            return logits
+
+    monkeypatch.setattr(training, "Discriminator", Spy)
+    run(task, tmp_path, "--steps", "1", "--no-residual")
+    dataset = open_dataset(task, None, split="train", size=32)
+    source, reference = dataset[next(iter(Draws(len(dataset), seed=0, stop=1)))]
+    (image, condition, of_real), (painted, _, of_painted), _ = seen
+    if task == "color_transfer":
+        assert condition is None
+        assert torch.equal(image[0], source)
+    else:
+        assert torch.equal(condition[0], source)
+        assert torch.equal(image[0], reference)
+    assert not torch.equal(painted, image)
+    assert of_real < 0 < of_painted
+
+
+def test_colors_of_a_photo_to_colorize_are_not_seen(tmp_path: Path, photo: Path) -> None:
+    run("colorization", tmp_path, "--steps", "1")
+    luma = rgb_to_yuv(read_image(photo)[None])[0, 0]
+    Image.fromarray(((luma + 1) * 127.5).round().byte().numpy()).save(tmp_path / "grey.png")
+    outputs = []
+    for path in (photo, tmp_path / "grey.png"):
+        output = tmp_path / f"{path.stem}-out.png"
+        options = ("--apply", str(path), "--palette", "red", "--output", str(output))
+        cli.main(import_module("colorization").TASK, ["--out", str(tmp_path), *options])
+        with Image.open(output) as painted:
+            outputs.append(np.asarray(painted).astype(int))
+    assert np.abs(outputs[0] - outputs[1]).max() <= 3  # the grey file has whole levels

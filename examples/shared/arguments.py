@@ -20,7 +20,7 @@ def read_photo(path: str) -> Tensor:
 
 
 def natural(text: str, least: int = 0) -> int:
-    if not text.isdecimal() or int(text) < least:
+    if not text.isdecimal() or not least <= int(text) < 2**63:
         raise argparse.ArgumentTypeError(f"must be a whole number, at least {least}, got {text!r}")
     return int(text)
 

@@ -6,7 +6,7 @@ What a folder may hold, told by the folders in it:
   edges2handbags (A, the left half, is the edges, B the photo). For edges2photo alone.
 - trainA, trainB, testA, testB: two sets of photos, as CycleGAN publishes summer2winter_yosemite.
   color_transfer gives photos of A the colours of photos of B; the other tasks take A and B together.
-- images, at any depth: photos, such as the Oxford 102 flowers. 10 % are held out, always the same.
+- images, at any depth: photos, such as the Oxford 102 flowers. 10 % are held out, the same of the same files.
 
 In color_transfer the source is a photo and the reference another one of the same split. In the other tasks
 the source is computed from the reference: its luma in colorization, its edges in edges2photo.
@@ -281,7 +281,7 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def hold_out(names: Sequence[Name]) -> tuple[list[Name], list[Name]]:
-    """Train, val: a tenth of the names, but at least two, is held out, always the same."""
+    """Train, val: a tenth of the names, but at least two, is held out, the same for the same names."""
     shuffled = Random(1).sample(names, len(names))
     count = min(round(0.9 * len(names)), len(names) - 2)
     return shuffled[:count], shuffled[count:]
@@ -415,8 +415,9 @@ def loader(
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches workers too: they read on until the training has come to its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Signals reach the whole group of processes: workers read on until the training has come to its end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def first_pairs(dataset: Samples, count: int) -> Pair:

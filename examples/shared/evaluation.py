@@ -61,7 +61,7 @@ def _score(
     x, y = space.from_rgb(output), space.from_rgb(source)
     out_hist, ref_hist = (histograms(image, color=color, bins=bins) for image in (output, reference))
     mi, distance = [], []
-    for of, boundary in space.groups():
+    for of, boundary in space.groups:
         joint = joint_histogram(x[:, of], y[:, of], bins=mi_bins, boundary=boundary)
         mi.append(mutual_information(joint, mode="mi"))
         distance.append(emd(out_hist[:, of], ref_hist[:, of], cyclic=boundary == "cyclic"))
@@ -251,7 +251,7 @@ def distributions(images: Tensor) -> Tensor:
 
 
 def plot_distributions(curves: Mapping[str, Tensor]) -> Figure:
-    """Fig. 13: the distributions of the real images, "reference", in grey under those of every run."""
+    """Fig. 13: the distributions of every run, over those of the references in grey."""
     figure = Figure(figsize=(12, 4), layout="constrained")
     centers = (np.arange(LEVELS) + 0.5) / LEVELS
     names = ("Y: grey level", "U: yellow to blue", "V: cyan to red")
@@ -259,7 +259,7 @@ def plot_distributions(curves: Mapping[str, Tensor]) -> Figure:
         levels = centers * 256 if c == 0 else centers * 2 - 1
         for run, curve in curves.items():
             if run == "reference":
-                axes.fill_between(levels, curve[c], color="0.8", lw=0, label="real images")
+                axes.fill_between(levels, curve[c], color="0.8", lw=0, label="references")
             else:
                 axes.plot(levels, curve[c], lw=1.5, label=run)
         # Square roots: where most of an image is one colour, its others remain visible.
@@ -331,9 +331,10 @@ def _spans_decades(values: np.ndarray) -> bool:
 
 def smooth(values: np.ndarray) -> np.ndarray:
     """Running means over a twentieth of the values; at the ends over those there are."""
-    half = len(values) // 40
-    padded = np.pad(values, half, constant_values=np.nan)
-    return np.nanmean(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=1)
+    half, at = len(values) // 40, np.arange(len(values))
+    first, last = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    return (sums[last] - sums[first]) / (last - first)
 
 
 def _despine(axes: Axes) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -14,22 +13,21 @@ from histloss.color import rgb_to_hsv, rgb_to_yuv
 
 
 class ColorSpace(NamedTuple):
-    """Names of the channels, how RGB becomes them, and the boundary of each one's histogram."""
+    """Names of the channels, how RGB becomes them, and which of them have histograms of which boundary."""
 
     channels: tuple[str, str, str]
     from_rgb: Callable[[Tensor], Tensor]
-    boundaries: tuple[str, str, str]
+    groups: tuple[tuple[slice, str], ...]
 
-    def groups(self) -> list[tuple[slice, str]]:
-        """Neighbouring channels of one boundary, which one call can handle."""
-        runs = [(boundary, len(list(run))) for boundary, run in groupby(self.boundaries)]
-        starts = [sum(length for _, length in runs[:i]) for i in range(len(runs))]
-        return [(slice(s, s + length), b) for s, (b, length) in zip(starts, runs, strict=True)]
+    @property
+    def boundaries(self) -> list[str]:
+        """Of the channels one by one."""
+        return [boundary for of, boundary in self.groups for _ in range(of.start, of.stop)]
 
 
 SPACES = {
-    "yuv": ColorSpace(("Y", "U", "V"), rgb_to_yuv, ("reflect", "reflect", "reflect")),
-    "hsv": ColorSpace(("H", "S", "V"), rgb_to_hsv, ("cyclic", "reflect", "reflect")),
+    "yuv": ColorSpace(("Y", "U", "V"), rgb_to_yuv, ((slice(0, 3), "reflect"),)),
+    "hsv": ColorSpace(("H", "S", "V"), rgb_to_hsv, ((slice(0, 1), "cyclic"), (slice(1, 3), "reflect"))),
 }
 
 
@@ -37,7 +35,7 @@ def histograms(rgb: Tensor, *, color: str, bins: int) -> Tensor:
     """Soft histograms (B, 3, K) of the channels that an RGB image (B, 3, H, W) has in a colour space."""
     space = SPACES[color]
     x = space.from_rgb(rgb)
-    parts = [soft_histogram(x[:, of], bins=bins, boundary=boundary) for of, boundary in space.groups()]
+    parts = [soft_histogram(x[:, of], bins=bins, boundary=boundary) for of, boundary in space.groups]
     return torch.cat(parts, dim=1)
 
 
@@ -50,7 +48,7 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self, *, color: str, preset: str, bins: int, mi_bins: int, weights: Mapping[str, float] | None = None
+        self, *, color: str, preset: str, bins: int, mi_bins: int, weights: Mapping[str, float]
     ) -> None:
         super().__init__()
         self.space = SPACES[color]
@@ -62,7 +60,7 @@ class Objective(nn.Module):
                 emd=EMDHistLoss(bins, boundary=b, cyclic=b == "cyclic", form=default.emd.form),
                 mi=MIHistLoss(mi_bins, boundary=b, mode=default.mi.mode),
             )
-            for _, b in self.space.groups()
+            for _, b in self.space.groups
         )
 
     def forward(
@@ -71,7 +69,7 @@ class Objective(nn.Module):
         """The weighted sum `total`, and `emd`, `mi`, `adv` before weighting. Images are RGB in [-1, 1]."""
         x, y = self.space.from_rgb(output), self.space.from_rgb(source)
         terms = dict.fromkeys(("total", "emd", "mi", "adv"), x.new_zeros(()))
-        for (of, _), loss in zip(self.space.groups(), self.losses, strict=True):
+        for (of, _), loss in zip(self.space.groups, self.losses, strict=True):
             share = (of.stop - of.start) / 3
             values = loss(x[:, of], y[:, of], ref_hist[:, of], fake_logits)._asdict()
             terms = {name: term + share * values[name] for name, term in terms.items()}

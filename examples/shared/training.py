@@ -85,12 +85,24 @@ def code_histogram(reference: Tensor, options: Options) -> Tensor:
     return histograms(reference, color=options.color, bins=options.bins)
 
 
-def load_generator(path: Path, task: str) -> tuple[Generator, Options]:
-    """The generator in a task's checkpoint, and the options it was trained with."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    options = Options(**state["options"])
+def load_options(folder: Path, task: str) -> tuple[Options, dict[str, Any]]:
+    """The options of a task's run, and all of its checkpoint."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        raise ValueError(f"{folder} holds no run of {task}: there is no {CHECKPOINT}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        options = Options(**state["options"])
+    except Exception as error:  # a damaged file raises almost anything
+        raise ValueError(f"{path} is not a checkpoint of this version: {error}") from error
     if options.task != task:
         raise ValueError(f"{path} is a checkpoint of {options.task}, not of {task}")
+    return options, state
+
+
+def load_generator(folder: Path, task: str) -> tuple[Generator, Options]:
+    """The generator of a task's run, to use, and the options it was trained with."""
+    options, state = load_options(folder, task)
     generator = generator_of(options)
     generator.load_state_dict(state["generator"])
     return generator.eval(), options
@@ -106,6 +118,10 @@ class Trainer:
     """
 
     def __init__(self, fabric: Fabric, options: Options, folder: Path) -> None:
+        if options.batch_size % fabric.world_size:
+            raise ValueError(
+                f"batch_size must be a multiple of {fabric.world_size} processes, got {options.batch_size}"
+            )
         self.fabric, self.options, self.folder = fabric, options, folder
         torch.manual_seed(options.seed)
         self.generator, self.generator_optimizer = self._setup(generator_of(options))
@@ -126,24 +142,23 @@ class Trainer:
             )
             for split in ("train", "val")
         }
-        if options.batch_size % fabric.world_size:
-            raise ValueError(
-                f"batch_size must be a multiple of {fabric.world_size} processes, got {options.batch_size}"
-            )
         self.samples = first_pairs(self.datasets["val"], SAMPLES)
         self.step = 0
+        self.steps: int | None = None  # of its schedule, once it has one
         self.history: list[list[float]] = []  # rows of step and TERMS, each the mean since the row before
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CHECKPOINT).exists():
             self._load()
 
-    def train(self, schedule: Schedule) -> None:
-        """Train until the schedule's last step. Ctrl-C or SIGTERM ends it after the present step, and saves.
+    def train(self, schedule: Schedule) -> bool:
+        """Train until the schedule's last step; False if a signal told it to stop before.
+
+        Ctrl-C and SIGTERM end it after the present step. Either way it saves.
 
         Raises:
             RuntimeError: a loss is not finite.
         """
-        options, fabric = self.options, self.fabric
+        options, fabric, self.steps = self.options, self.fabric, schedule.steps
         draws = Draws(
             len(self.datasets["train"]),
             seed=options.seed,
@@ -168,7 +183,8 @@ class Trainer:
                 recent.append(self._step(source, reference))
                 self.step += 1
                 progress.update(options.batch_size)
-                last = self.step == schedule.steps or self._anywhere(stop)
+                stopped = self._anywhere(stop)
+                last = stopped or self.step == schedule.steps
                 save = last or self.step % schedule.save_every == 0
                 if save or self.step % schedule.log_every == 0:
                     self._log(recent, progress, events)
@@ -176,8 +192,9 @@ class Trainer:
                     self._sample(events)
                 if save:
                     self._save()
-                if last:
-                    return
+                if stopped:
+                    return False
+        return True
 
     def paint(self, source: Tensor, reference: Tensor) -> Tensor:
         """The outputs, on the CPU, for sources and references (N, 3, H, W), always with the same noise."""
@@ -221,11 +238,11 @@ class Trainer:
         return loss
 
     def _generator_step(self, source: Tensor, ref_hist: Tensor, output: Tensor) -> dict[str, Tensor]:
-        """Eq. 18, seen through a discriminator that stays as it is."""
+        """Eq. 18. The discriminator stays as it is, and is spared the work for its own gradients."""
         logits = None
         if self.options.weights["adv"]:
             self.discriminator.requires_grad_(False)
-            with self.fabric.autocast():  # without DDP, which would wait for gradients
+            with self.fabric.autocast():  # around the module itself: DDP's would wait for those gradients
                 logits = self.discriminator.module(output, source if self.options.conditional else None)
             self.discriminator.requires_grad_(True)
         terms = self.objective(output, source, ref_hist, logits)
@@ -235,7 +252,7 @@ class Trainer:
         return terms
 
     def _log(self, recent: list[Tensor], progress: tqdm[None], events: SummaryWriter | None) -> None:
-        """The mean of the steps since the last log. The only wait for the device."""
+        """The mean of the steps since the last log. A process on its own waits for its device here alone."""
         means = self.fabric.all_reduce(torch.stack(recent).mean(0)).tolist()
         recent.clear()
         terms = dict(zip(TERMS, means, strict=True))
@@ -261,7 +278,7 @@ class Trainer:
         """Write checkpoint.pt and losses.png. A crash while writing leaves the old checkpoint."""
         path = self.folder / CHECKPOINT
         unfinished = path.with_suffix(".unfinished")
-        self.fabric.save(unfinished, self._state() | {"options": asdict(self.options)})
+        self.fabric.save(unfinished, self._state())
         if self.fabric.is_global_zero:
             os.replace(unfinished, path)
             plot_losses(
@@ -272,10 +289,12 @@ class Trainer:
 
     def _load(self) -> None:
         path, state = self.folder / CHECKPOINT, self._state()
-        rest = self.fabric.load(path, state, strict=False, weights_only=True)
-        if rest["options"] != asdict(self.options):
-            raise ValueError(f"{path} was trained with other options: {rest['options']}")
-        self.step, self.history = state["step"], state["history"]
+        wanted = {name: state[name] for name in ("options", "images")}
+        self.fabric.load(path, state, weights_only=True)
+        for name, value in wanted.items():
+            if state[name] != value:
+                raise ValueError(f"{path} was trained with other {name}: {state[name]}, not {value}")
+        self.step, self.steps, self.history = state["step"], state["steps"], state["history"]
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -283,7 +302,10 @@ class Trainer:
             "discriminator": self.discriminator,
             "generator_optimizer": self.generator_optimizer,
             "discriminator_optimizer": self.discriminator_optimizer,
+            "options": asdict(self.options),
+            "images": {split: len(dataset) for split, dataset in self.datasets.items()},
             "step": self.step,
+            "steps": self.steps,
             "history": self.history,
         }
 
