@@ -210,8 +210,9 @@ def compare(runs: Mapping[str, Trainer], folder: Path) -> None:
         },
     )
     real = references if options.conditional else sources
+    title = "Real or painted: " + options.task.replace("_", " ")
     half = max(min(STUDY, len(real)) // 2, 1)  # each pair is shown but once
-    page = write_study(folder / "study", real[:half], outputs[FULL][-half:], title=options.task)
+    page = write_study(folder / "study", real[:half], outputs[FULL][-half:], title=title)
     print(f"wrote {folder}; the perceptual study is {page}")
 
 
