@@ -1,0 +1,31 @@
+"""examples/RESULTS.md says what the committed results say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shared.evaluation import format_tables
+
+ROOT = Path(__file__).parents[1]
+RESULTS = (ROOT / "examples" / "RESULTS.md").read_text()
+
+
+@pytest.mark.parametrize("task", ["color_transfer", "colorization", "edges2photo"])
+def test_tables(task: str) -> None:
+    folder = ROOT / "examples" / "results" / task
+    assert format_tables(json.loads((folder / "evaluation.json").read_text())) in RESULTS
+    for picture in ("grid.png", "figure13.png"):
+        assert f"](results/{task}/{picture})" in RESULTS
+        assert (folder / picture).exists()
+
+
+def test_cost_of_the_losses() -> None:
+    (path,) = (ROOT / "benchmarks" / "results").glob("*/training-step-*.json")
+    assert f"](../benchmarks/results/{path.parent.name}/{path.name})" in RESULTS
+    data = json.loads(path.read_text())
+    for side in ("histloss", "reference"):
+        step, losses, share = (row["value"] for row in data["rows"] if row["side"] == side)
+        assert f"| {side} | {step:.0f} | {losses:.1f} | {share:.2f} |" in RESULTS
