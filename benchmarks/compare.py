@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,13 +32,13 @@ class Change(NamedTuple):
 
     @property
     def factor(self) -> float:
-        """How many times better: above 1 is better, below is worse."""
-        better = self.new["value"] / self.old["value"]
-        return better if self.new["metric"] in LARGER_IS_BETTER else 1 / better
+        """How many times worse: above 1 is worse, below is better."""
+        old, new = (max(row["value"], SMALLEST.get(row["metric"], 0.0)) for row in self)
+        return old / new if self.new["metric"] in LARGER_IS_BETTER else new / old
 
     def beyond(self, noise: float) -> bool:
         old, new = self.old, self.new
-        if abs(new["value"] - old["value"]) <= SMALLEST.get(new["metric"], 0.0):
+        if old["value"] == new["value"] or abs(new["value"] - old["value"]) <= SMALLEST.get(new["metric"], 0):
             return False
         apart = "p20" not in new or new["p20"] > old["p80"] or new["p80"] < old["p20"]
         return apart and not 1 / (1 + noise) <= self.factor <= 1 + noise
@@ -61,7 +62,7 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[Change], lis
 
 
 def compared(row: Row, same_machine: bool) -> bool:
-    return row["value"] > 0 and (same_machine or row["metric"] != "time")
+    return same_machine or row["metric"] != "time"
 
 
 def key_of(row: Row) -> str:
@@ -84,16 +85,17 @@ def main(arguments: Sequence[str]) -> int:
     changes, gone, added = compare(options.old, options.new)
     if not changes:
         parser.error("the two results have no measurement in common")
-    found = sorted((change for change in changes if change.beyond(options.noise)), key=lambda c: c.factor)
-    for change in found:
-        word, factor = ("WORSE", 1 / change.factor) if change.factor < 1 else ("better", change.factor)
+    found = [change for change in changes if change.beyond(options.noise)]
+    for change in sorted(found, key=lambda change: -change.factor):
+        word = "WORSE" if change.factor > 1 else "better"
+        factor = max(change.factor, 1 / change.factor if change.factor else math.inf)
         values = f"{change.old['value']:.3g} to {change.new['value']:.3g} {change.new['unit']}"
         print(f"{word:<6} {factor:5.2f}x  {values:<40} {describe(change.new)}")
     for word, rows in (("gone", gone), ("new", added)):
         for row in rows:
             print(f"{word:<14} {describe(row)}")
     print(f"{len(changes)} compared, {len(found)} changed by more than {100 * options.noise:g} % and noise")
-    return int(any(change.factor < 1 for change in found))
+    return int(any(change.factor > 1 for change in found))
 
 
 def read(path: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,24 @@ def test_a_change(
     assert float(first.split()[1].rstrip("x")) == pytest.approx(max(factor, 1 / factor), rel=0.01)
     assert compare.describe(row) in first
     assert ", 1 changed" in last
+
+
+@pytest.mark.parametrize(
+    ("metric", "old"), [("error", 0.0), ("error", 1e-7), ("memory", -0.2), ("memory", 5.0)]
+)
+def test_what_has_no_quotient(
+    tmp_path: Path, result: dict[str, Any], capsys: pytest.CaptureFixture[str], metric: str, old: float
+) -> None:
+    """A result that became NaN, which counts as infinitely wrong, and one that was 0 or below."""
+    new = copy.deepcopy(result)
+    row_of(result, metric)["value"] = old
+    for value in (math.inf, 20.0):
+        row_of(new, metric)["value"] = value
+        assert run(tmp_path, result, new) == 1
+        assert capsys.readouterr().out.startswith("WORSE")
+        assert run(tmp_path, new, new) == 0
+        assert run(tmp_path, new, result) == 0
+        assert "better" in capsys.readouterr().out
 
 
 def test_noise_is_no_change(tmp_path: Path, result: dict[str, Any]) -> None:
