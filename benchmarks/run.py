@@ -90,16 +90,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="rounds A B of each timing, at least 2")
     parser.add_argument("--output", type=Path, help="where the JSON goes")
     options = parser.parse_args(arguments)
-    if options.threads is not None and options.threads < 1:
-        parser.error(f"--threads must be at least 1, got {options.threads}")
-    if options.rounds is not None and options.rounds < 2:
-        parser.error(f"--rounds must be at least 2, got {options.rounds}")
+    check_least(parser, options, threads=1, rounds=2)
     cases = GPU_CASES if options.device == "cuda" else CASES
     if not any(options.only in case.name for case in cases):
         parser.error(f"--only must occur in one of {[case.name for case in cases]}, got {options.only!r}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device cuda needs a GPU, and torch {torch.__version__} sees none")
     return options
+
+
+def check_least(parser: argparse.ArgumentParser, options: argparse.Namespace, **least: int) -> None:
+    """Options that were given must not be less."""
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if value is not None and value < bound:
+            parser.error(f"--{name} must be at least {bound}, got {value}")
 
 
 def progress(total: int) -> Any:

@@ -30,7 +30,7 @@ from cases import SIDES, Row, Settings
 from histloss import DeepHistLoss, EMDHistLoss, MIHistLoss, native, soft_histogram
 from histloss.color import rgb_to_yuv
 from measure import Rounds, Sample, interleaved, summary
-from run import KIND_HEAP, RESULTS, hardware, significant, write
+from run import KIND_HEAP, RESULTS, check_least, hardware, significant, write
 from work import pair
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
@@ -219,10 +219,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--rounds", type=int, help="steps of each side, at least 2")
     add("--output", type=Path, help="where the JSON goes")
     options = parser.parse_args(arguments)
-    for name, least in (("batch", 1), ("threads", 1), ("rounds", 2)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            parser.error(f"--{name} must be at least {least}, got {value}")
+    check_least(parser, options, batch=1, threads=1, rounds=2)
     return options
 
 
