@@ -273,6 +273,9 @@ def test_apply(trained: Path, photo: Path, palette: bool) -> None:
     with Image.open(photo.parent / "a.png") as a, Image.open(photo.parent / "b.png") as b:
         assert a.size == (50, 37)
         assert a.tobytes() == b.tobytes()
+        with Image.open(photo) as source:  # which two steps hardly change
+            change = np.abs(np.asarray(a).astype(int) - np.asarray(source)).mean()
+        assert 0 < change < 8
     assert_same_bits(before, state(trained))
 
 
@@ -427,3 +430,4 @@ def test_colors_of_a_photo_to_colorize_are_not_seen(tmp_path: Path, photo: Path)
         with Image.open(output) as painted:
             outputs.append(np.asarray(painted).astype(int))
     assert np.abs(outputs[0] - outputs[1]).max() <= 3  # the grey file has whole levels
+    assert np.abs(outputs[0].mean(-1) - to_bytes(luma[None].expand(3, -1, -1))[..., 0]).mean() < 8

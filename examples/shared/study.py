@@ -74,8 +74,9 @@ def to_image(name: str, image: Tensor) -> Image.Image:
     low, high = image.min().item(), image.max().item()
     if not (low >= -1 and high <= 1):  # nor NaN
         raise ValueError(f"{name} must be in [-1, 1], got values from {low:g} to {high:g}")
-    pixels = ((image.detach().float().movedim(0, -1) + 1) * 127.5).round().byte()
-    return Image.fromarray(pixels.cpu().contiguous().numpy())
+    from shared.data import to_bytes  # here, since a script in this folder does not find it, nor need it
+
+    return Image.fromarray(to_bytes(image))
 
 
 def summarise(paths: Sequence[Path]) -> Confusion:

@@ -26,7 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from shared.data import Draws, first_pairs, loader, mix, open_dataset
-from shared.evaluation import plot_losses, sample_grid
+from shared.evaluation import CHUNK, plot_losses, sample_grid
 from shared.networks import Discriminator, Generator, hard_histogram
 from shared.objective import SPACES, Objective, histograms
 
@@ -66,10 +66,10 @@ class Schedule:
     """How far a run goes and what it leaves on the way. May change when it is resumed."""
 
     steps: int
-    workers: int = 2
-    log_every: int = 10
-    sample_every: int = 500
-    save_every: int = 500
+    workers: int
+    log_every: int
+    sample_every: int
+    save_every: int
 
 
 def generator_of(options: Options) -> Generator:
@@ -202,7 +202,7 @@ class Trainer:
         torch.manual_seed(self.options.seed)
         outputs = []
         with torch.no_grad(), self.fabric.autocast():
-            for pair in zip(source.split(16), reference.split(16), strict=True):
+            for pair in zip(source.split(CHUNK), reference.split(CHUNK), strict=True):
                 x, y = map(self.fabric.to_device, pair)
                 outputs.append(generator(x, code_histogram(y, self.options)).float().cpu())
         generator.train()
@@ -216,8 +216,10 @@ class Trainer:
         """One step of the discriminator, one of the generator. Its TERMS, still on the device."""
         options = self.options
         torch.manual_seed(mix(options.seed, self.step, self.fabric.global_rank))
-        ref_hist = histograms(reference, color=options.color, bins=options.bins)
-        output = self.generator(source, code_histogram(reference, options))
+        told = code_histogram(reference, options)
+        soft = options.code == "soft"
+        ref_hist = told if soft else histograms(reference, color=options.color, bins=options.bins)
+        output = self.generator(source, told)
         loss = torch.zeros((), device=output.device)
         if options.weights["adv"]:
             loss = self._discriminator_step(source, reference, output.detach())
