@@ -388,6 +388,17 @@ def test_the_promised_accuracy(content: str, bandwidth: float, boundary: str) ->
     check_joint_histogram(case)
 
 
+@pytest.mark.parametrize("mass", ["none", "random"])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize(
+    "content", ["uniform", "ramp", "saturated", "constant", "bin edge", "far", "nonfinite"]
+)
+def test_too_few_pixels_for_the_bins(content: str, boundary: str, mass: str) -> None:
+    """The CPU's method for few pixels, in several parts of them and many rows of patches."""
+    x, y = Binning(700, boundary=boundary), Binning(530, 0.1, 0.7, 0.2, boundary)
+    check_joint_histogram(Case(x, y, pixels=20000, content=content, mass=mass))
+
+
 # ---- gradients that are not needed ----------------------------------------------------------------
 
 
@@ -462,6 +473,8 @@ def every_result(axis: Binning, dtype: torch.dtype, pixels: int, planes: int) ->
         (Binning(256), F64, 20000, 1),
         (Binning(16, bandwidth=1.3), F16, 70000, 2),
         (Binning(1), F32, 70000, 1),
+        (Binning(700), F32, 20000, 2),
+        (Binning(500, bandwidth=0.2, boundary="open"), F16, 20000, 3),
     ],
     ids=str,
 )

@@ -7,9 +7,9 @@ template <class T>
 void write_maps(const ActivationMaps& job) {
   const Bins<T> bins(job.axis);
   each_block<T>(job.pixels, [&](int64_t plane, int64_t offset, int64_t n) {
-    T buffer[kMapBlock], folded[kMapBlock];
+    T buffer[kMapBlock], folded[kFoldBuffers * kMapBlock];
     const T* z = load_pixels(job.x, plane * job.pixels.count + offset, n, buffer);
-    z = fold_pixels(bins.position, z, n, folded, static_cast<T*>(nullptr), nullptr);
+    z = fold_pixels(bins.position, z, n, folded).z;
     T* const maps = static_cast<T*>(job.maps) + plane * job.axis.bins * job.pixels.count + offset;
     for (int64_t i = 0; i < n; i += Bins<T>::lanes) {
       const auto pixels = load_part(z + i, n - i, T(NAN));

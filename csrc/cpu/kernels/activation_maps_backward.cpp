@@ -7,15 +7,13 @@ template <class T>
 void read_maps(const ActivationMapsBackward& job) {
   const Bins<T> bins(job.axis);
   each_block<T>(job.pixels, [&](int64_t plane, int64_t offset, int64_t n) {
-    T buffer[kMapBlock], folded[kMapBlock], sign[kMapBlock], out_buffer[kMapBlock];
-    bool mirrored;
+    T buffer[kMapBlock], fold_buffer[kFoldBuffers * kMapBlock], out_buffer[kMapBlock];
     const int64_t at = plane * job.pixels.count + offset;
-    const T* z = load_pixels(job.x, at, n, buffer);
-    z = fold_pixels(bins.position, z, n, folded, sign, &mirrored);
+    const Folded<T> folded = fold_pixels(bins.position, load_pixels(job.x, at, n, buffer), n, fold_buffer);
     T* const out = pixels_to_store(job.grad_x, at, out_buffer);
     const T* const grad = static_cast<const T*>(job.grad) + plane * job.axis.bins * job.pixels.count + offset;
     for (int64_t i = 0; i < n; i += Bins<T>::lanes) {
-      const auto pixels = load_part(z + i, n - i, T(NAN));
+      const auto pixels = load_part(folded.z + i, n - i, T(NAN));
       const auto span = bins.span(pixels);
       typename Bins<T>::V total{};
       for (int64_t k = 0; k < job.axis.bins; ++k) {
@@ -29,8 +27,8 @@ void read_maps(const ActivationMapsBackward& job) {
       }
       store_part(out + i, total * bins.position.inverse_width, n - i);
     }
-    if (mirrored)
-      for (int64_t i = 0; i < n; ++i) out[i] *= sign[i];
+    if (folded.sign != nullptr)
+      for (int64_t i = 0; i < n; ++i) out[i] *= folded.sign[i];
     store_pixels(job.grad_x, at, n, out);
   });
 }

@@ -37,13 +37,14 @@ struct CellAxis {
     return __builtin_convertvector(valid ? f : F32{}, I32);
   }
 
-  // e^(a t) and e^(-a t) of sixteen pixels, t being the distance from the centre of their cell.
-  HISTLOSS_INLINE void exponentials(F32 z, F32& e, F32& inverse) const {
+  // e^(a t) and e^(-a t) of sixteen pixels, t being the distance of z + rest from the centre of their cell.
+  HISTLOSS_INLINE void exponentials(F32 z, F32 rest, F32& e, F32& inverse) const {
     I32 valid;
     const F32 at = place(z), index = __builtin_convertvector(cell(at, valid), F32);
     const F32 bin = __builtin_convertvector(__builtin_convertvector(valid ? at : F32{}, I32), F32) + 0.5f;
     const F32 whole = bin - (index + 0.5f) * static_cast<float>(basis.cell_bins);
-    const F32 fraction = position.distance(z, bin - static_cast<float>(position.margin));
+    const F32 fraction =
+        position.distance(z, bin - static_cast<float>(position.margin)) + rest * position.inverse_width;
     e = exp_scaled(whole, fraction, basis.a, basis.a_low);
     inverse = reciprocal(e);
   }
@@ -56,6 +57,22 @@ struct Tiles {
   Tiles(const Axis& axis_x, const Axis& axis_y, const CellBasis& basis_x, const CellBasis& basis_y)
       : x(axis_x, basis_x), y(axis_y, basis_y), count(x.count * y.count) {}
 };
+
+// x and y of sixteen pairs.
+HISTLOSS_INLINE void split_pairs(const float* pairs, F32& x, F32& y) {
+  const F32 a = loadf(pairs), b = loadf(pairs + 16);
+  x = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  y = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+
+// Of sixteen pixels, by their numbers; 0 where there are no rests at all.
+template <class Number>
+HISTLOSS_INLINE F32 rests_of(const float* rest, const Number* number) {
+  if (rest == nullptr) return F32{};
+  alignas(64) float of[16];
+  for (int i = 0; i < 16; ++i) of[i] = rest[number[i]];
+  return loadf(of);
+}
 
 // One chunk's pixels in the order of their tiles; those without a tile come last.
 class TileOrder {
@@ -131,11 +148,7 @@ class TileOrder {
   }
 
   // Sixteen pixels' values of x and y from place i on, and the numbers that the pixels have in their chunk.
-  HISTLOSS_INLINE void pixels(int64_t i, F32& x, F32& y) const {
-    const F32 a = loadf(pairs_.get() + 2 * i), b = loadf(pairs_.get() + 2 * i + 16);
-    x = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    y = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-  }
+  HISTLOSS_INLINE void pixels(int64_t i, F32& x, F32& y) const { split_pairs(pairs_.get() + 2 * i, x, y); }
   const uint16_t* index() const { return index_.get(); }
 
  private:
@@ -168,8 +181,9 @@ struct Batch {
 struct Nodes {
   F32 p, n, coth;
 
-  explicit Nodes(const CellBasis& basis)
-      : p(loadf(basis.p)), n(loadf(basis.n)), coth(splat<F32>(basis.coth)) {}
+  Nodes(const float* of_p, const float* of_n, float of_coth)
+      : p(loadf(of_p)), n(loadf(of_n)), coth(splat<F32>(of_coth)) {}
+  explicit Nodes(const CellBasis& basis) : Nodes(basis.p, basis.n, basis.coth) {}
 };
 
 struct Activation {
@@ -201,12 +215,18 @@ struct Exponentials {
   alignas(64) float e[kBatch];
   alignas(64) float inverse[kBatch];
 
-  HISTLOSS_INLINE void set(int64_t i, const CellAxis& axis, F32 z) {
+  template <class AnyAxis>
+  HISTLOSS_INLINE void set(int64_t i, const AnyAxis& axis, F32 z, F32 rest) {
     F32 up, down;
-    axis.exponentials(z, up, down);
+    axis.exponentials(z, rest, up, down);
     store(e + i, up);
     store(inverse + i, down);
   }
+};
+
+// What folding rounded off x and y, by the pixels' numbers; null for nothing.
+struct Rests {
+  const float *x, *y;
 };
 
 // The activations of a batch.
@@ -233,13 +253,23 @@ HISTLOSS_INLINE void activate(const Nodes& nodes, const Exponentials& of, int64_
   }
 }
 
-// Whether a plane has the pixels to pay for tiles that hold `size` numbers each. Where the range is short
-// beside the kernel, many taps fold onto every bin and so would the rounding of their mix: not for tiles
-// either.
-HISTLOSS_INLINE bool tiles_pay(const Tiles& tiles, int64_t size, const Pixels& pixels) {
-  if (tiles.x.length > 4 * tiles.x.position.bins || tiles.y.length > 4 * tiles.y.position.bins) return false;
+// Where the range is short beside the kernel and its ends fold in, many taps stand for every bin, and so
+// would the rounding of their mix.
+HISTLOSS_INLINE bool folds_often(const CellAxis& axis) {
+  return axis.position.boundary != Boundary::open && axis.length > 4 * axis.position.bins;
+}
+
+// Whether a plane has the pixels to pay for tiles that hold `size` numbers each. The rules were measured, see
+// csrc/NOTES.md: against windows, where those serve instead, a tile has to have eight pixels, and one more
+// for each half megabyte that all tiles take.
+HISTLOSS_INLINE bool tiles_pay(const Tiles& tiles, int64_t size, const Pixels& pixels, bool or_windows) {
+  if (folds_often(tiles.x) || folds_often(tiles.y) || tiles.count >= int64_t{1} << 24) return false;
+  if (or_windows) {
+    const int64_t bytes = tiles.count * size * static_cast<int64_t>(sizeof(float));
+    return pixels.count >= tiles.count * (8 + bytes / (512 << 10));
+  }
   const int64_t taps = int64_t{4} * tiles.x.basis.radius * tiles.y.basis.radius;  // a pixel's, done directly
-  return tiles.count < (int64_t{1} << 24) && pixels.count * taps >= 4 * tiles.count * size;
+  return pixels.count * taps >= 4 * tiles.count * size;
 }
 
 // out[c] = the sum of weight[i] times vector from[offset[i] + c step], c in [0, count). Four at a time:

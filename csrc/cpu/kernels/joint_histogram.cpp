@@ -1,5 +1,6 @@
 #include "cells.h"
 #include "taps.h"
+#include "windows.h"
 
 namespace histloss::cpu::HISTLOSS_SIMD {
 namespace {
@@ -65,7 +66,8 @@ struct WideTile {
   }
 };
 
-void add_tiles(const Tiles& tiles, const TileOrder& order, const float* mass, const TileSums& out) {
+void add_tiles(const Tiles& tiles, const TileOrder& order, const Rests& rests, const float* mass,
+               const TileSums& out) {
   Exponentials of_x, of_y;
   Batch x, y;
   WideTile wide;
@@ -80,8 +82,9 @@ void add_tiles(const Tiles& tiles, const TileOrder& order, const float* mass, co
     for (int64_t i = 0; i < n; i += 16) {
       F32 zx, zy;
       order.pixels(start + i, zx, zy);
-      of_x.set(i, tiles.x, zx);
-      of_y.set(i, tiles.y, zy);
+      const uint16_t* const number = order.index() + start + i;
+      of_x.set(i, tiles.x, zx, rests_of(rests.x, number));
+      of_y.set(i, tiles.y, zy, rests_of(rests.y, number));
     }
     activate<kNodes, false>(nodes_x, of_x, n, x);
     activate<kNodes, false>(nodes_y, of_y, n, y);
@@ -115,19 +118,15 @@ void add_tiles(const Tiles& tiles, const TileOrder& order, const float* mass, co
 
 void sum_part(const JointHistogram& job, const Tiles& tiles, TileOrder& order, int64_t first, int64_t count,
               const TileSums& out) {
-  const Scratch<float> x_buffer(2 * kChunk), y_buffer(2 * kChunk);
+  const Scratch<float> buffer((2 + 2 * kFoldBuffers) * kChunk);
   std::memset(out.touched, 0, static_cast<std::size_t>(tiles.count));
   for (int64_t chunk = 0; chunk < count; chunk += kChunk) {
     const int64_t n = count - chunk < kChunk ? count - chunk : kChunk, at = first + chunk;
-    const float* x = load_pixels(job.x, at, n, x_buffer.get());
-    const float* y = load_pixels(job.y, at, n, y_buffer.get());
-    float* const no_sign = nullptr;
-    x = fold_pixels(tiles.x.position, x, n, x_buffer.get() + kChunk, no_sign, nullptr);
-    y = fold_pixels(tiles.y.position, y, n, y_buffer.get() + kChunk, no_sign, nullptr);
+    const FoldedPair<float> pixels = fold_pair(job, tiles.x.position, tiles.y.position, at, n, buffer.get());
     const float* mass =
         job.pixels.mass == nullptr ? nullptr : static_cast<const float*>(job.pixels.mass) + at;
-    order.sort(x, y, n);
-    add_tiles(tiles, order, mass, out);
+    order.sort(pixels.x.z, pixels.y.z, n);
+    add_tiles(tiles, order, {pixels.x.rest, pixels.y.rest}, mass, out);
   }
 }
 
@@ -261,22 +260,148 @@ void joint_by_tiles(const JointHistogram& job, const Tiles& tiles) {
   }
 }
 
+// ---- by windows
+
+void add_windows(WindowBatch& batch, const PatchOrder& order, int64_t plane, int64_t row, const float* mass,
+                 const Ring<double>& ring) {
+  alignas(64) double x[kBatch * kNodes];
+  const int64_t last = order.begin_of_row(plane, row + 1);
+  for (int64_t start = order.begin_of_row(plane, row); start < last; start += kBatch) {
+    const int64_t n = last - start < kBatch ? last - start : kBatch;
+    batch.set<false>(order, plane, start, n);
+    const uint32_t* const index = order.index(plane, start);
+    for (int64_t k = 0; k < n; ++k) {
+      F32 pi = loadf(batch.x.pi + k * kNodes);
+      if (mass != nullptr) pi = pi * mass[index[k]];
+      store(x + k * kNodes, low_half(pi));
+      store(x + k * kNodes + 8, high_half(pi));
+    }
+    for (int64_t k = 0; k < n; ++k) {
+      const F32 y = loadf(batch.y.pi + k * kNodes);
+      const F64 low = low_half(y), high = high_half(y);
+      double* const columns = batch.columns(ring, k);
+      const int64_t* const offset = batch.row_offsets(ring, k);
+#pragma GCC unroll 16
+      for (int t = 0; t < kNodes; ++t) {
+        double* const to = columns + offset[t];
+        store(to, loadd(to) + x[k * kNodes + t] * low);
+        store(to + 8, loadd(to + 8) + x[k * kNodes + t] * high);
+      }
+    }
+  }
+}
+
+void scale_row(const double* from, int64_t count, double scale, float* to) {
+  int64_t l = 0;
+  for (; l + 16 <= count; l += 16)
+    store(to + l, narrow(loadd(from + l) * scale, loadd(from + l + 8) * scale));
+  for (; l < count; ++l) to[l] = static_cast<float>(from[l] * scale);
+}
+
+// The rows of the extended range that stand for a bin together with others, numbered: their sums are kept
+// until all of them are there.
+class SharedRows {
+ public:
+  explicit SharedRows(const Fold& fold) : fold_(fold), number_(fold.length) {
+    for (int64_t i = 0; i < fold.length; ++i) number_[i] = -1;
+    for (int64_t i = 0; i < fold.length; ++i) {
+      if (fold.bin(i) < 0 || (i >= fold.padding && i < fold.padding + fold.bins)) continue;
+      number_[i] = count_++;
+      int32_t& main = number_[fold.padding + fold.bin(i)];
+      if (main < 0) main = count_++;
+    }
+  }
+
+  int64_t count() const { return count_; }
+  // -1 for a row that is alone, or stands for no bin.
+  int64_t number(int64_t i) const { return number_[i]; }
+
+  // sums[0 .. size) = the sum of the kept rows of bin k; false if there are none.
+  bool add_up(const double* kept, int64_t k, int64_t size, double* sums) const {
+    if (number_[fold_.padding + k] < 0) return false;
+    std::memset(sums, 0, static_cast<std::size_t>(size) * sizeof(double));
+    fold_.each(k, [&](int64_t i) {
+      const double* const row = kept + number_[i] * size;
+      for (int64_t l = 0; l < size; ++l) sums[l] += row[l];
+    });
+    return true;
+  }
+
+ private:
+  const Fold& fold_;
+  Scratch<int32_t> number_;
+  int32_t count_ = 0;
+};
+
+void joint_by_windows(const JointHistogram& job, const WindowAxis& axis_x, const WindowAxis& axis_y) {
+  const Pixels& pixels = job.pixels;
+  const int64_t kx = job.axis_x.bins, ky = job.axis_y.bins;
+  const double share = pixels.share();
+  const Fold fold_x(axis_x.position, axis_x.length), fold_y(axis_y.position, axis_y.length);
+  const SharedRows shared(fold_x);
+  const int64_t group = planes_at_once(pixels.planes, 1, PatchOrder::bytes(pixels.count));
+  const Scratch<double> kept(group * shared.count() * ky);
+  PatchOrder order(axis_x, axis_y, group, pixels.count);
+  for (int64_t plane0 = 0; plane0 < pixels.planes; plane0 += group) {
+    const int64_t planes = pixels.planes - plane0 < group ? pixels.planes - plane0 : group;
+    float* const joint = static_cast<float*>(job.joint) + plane0 * kx * ky;
+    order.sort(job, plane0, planes);
+    const int64_t shares = thread_count();
+    parallel_for(shares, [&](int64_t begin, int64_t end) {
+      WindowBatch batch(axis_x, axis_y);
+      const Scratch<double> sums(Ring<double>::kRows * axis_y.row());
+      const Ring<double> ring(axis_y.row(), sums.get());
+      const int64_t first = order.begin_of_share(planes, begin, shares);
+      const int64_t last = order.begin_of_share(planes, end, shares);
+      for (int64_t task = first; task < last; ++task) {
+        const int64_t plane = task / order.rows, row = task % order.rows, i0 = row * kPatchRows;
+        const float* mass = static_cast<const float*>(pixels.mass);
+        if (mass != nullptr) mass += (plane0 + plane) * pixels.count;
+        if (task == first || row == 0) {
+          ring.clear(0, ring.kRows);
+          if (row > 0) {  // whose windows reach into this row
+            add_windows(batch, order, plane, row - 1, mass, ring);
+            ring.clear(i0 - kPatchRows, kPatchRows);
+          }
+        }
+        add_windows(batch, order, plane, row, mass, ring);
+        for (int64_t i = i0; i < i0 + kPatchRows && i < axis_x.length; ++i) {
+          double* const extended = ring.row(i);
+          fold_y.fold(extended);
+          double* const folded = extended + fold_y.padding;
+          if (shared.number(i) >= 0)
+            std::memcpy(kept.get() + (plane * shared.count() + shared.number(i)) * ky, folded,
+                        static_cast<std::size_t>(ky) * sizeof(double));
+          else if (fold_x.bin(i) >= 0)
+            scale_row(folded, ky, share, joint + (plane * kx + fold_x.bin(i)) * ky);
+        }
+        ring.clear(i0, kPatchRows);
+      }
+    });
+    if (shared.count() == 0) continue;
+    parallel_for(planes * kx, [&](int64_t begin, int64_t end) {
+      const Scratch<double> sums(ky);
+      for (int64_t task = begin; task < end; ++task)
+        if (shared.add_up(kept.get() + task / kx * shared.count() * ky, task % kx, ky, sums.get()))
+          scale_row(sums.get(), ky, share, joint + task * ky);
+    });
+  }
+}
+
 // ---- directly
 
 void add_pixels(const JointHistogram& job, const Taps& taps_x, const Taps& taps_y, int64_t first,
                 int64_t count, double* sums) {
   constexpr int64_t kBlock = 1024;
-  const Scratch<double> pi_x(taps_x.stride), pi_y(taps_y.stride), buffer(5 * kBlock);
+  const Scratch<double> pi_x(taps_x.stride), pi_y(taps_y.stride), buffer((3 + 2 * kFoldBuffers) * kBlock);
   const Image mass = values(job.pixels.mass, job.pixels.is_double);
   const int64_t row = taps_y.row();
   for (int64_t block = 0; block < count; block += kBlock) {
     const int64_t n = count - block < kBlock ? count - block : kBlock, at = first + block;
-    const double* x = load_pixels(job.x, at, n, buffer.get());
-    const double* y = load_pixels(job.y, at, n, buffer.get() + kBlock);
-    double* const no_sign = nullptr;
-    x = fold_pixels(taps_x.position, x, n, buffer.get() + 2 * kBlock, no_sign, nullptr);
-    y = fold_pixels(taps_y.position, y, n, buffer.get() + 3 * kBlock, no_sign, nullptr);
-    const double* m = mass.data == nullptr ? nullptr : load_pixels(mass, at, n, buffer.get() + 4 * kBlock);
+    const auto [folded_x, folded_y] =
+        fold_pair(job, taps_x.position, taps_y.position, at, n, buffer.get() + kBlock);
+    const double *const x = folded_x.z, *const y = folded_y.z;
+    const double* m = mass.data == nullptr ? nullptr : load_pixels(mass, at, n, buffer.get());
     for (int64_t i = 0; i < n; ++i) {
       const int64_t begin_x = taps_x.locate(x[i]), begin_y = taps_y.locate(y[i]);
       if (begin_x < 0 || begin_y < 0) continue;
@@ -351,8 +476,9 @@ void joint_histogram(const JointHistogram& job) {
   const CellBasis* basis_y = cell_basis(job.axis_y.bandwidth, kNodes);
   if (!job.pixels.is_double && basis_x != nullptr && basis_y != nullptr) {
     const Tiles tiles(job.axis_x, job.axis_y, *basis_x, *basis_y);
-    if (tiles_pay(tiles, kTile, job.pixels)) return joint_by_tiles(job, tiles);
+    if (tiles_pay(tiles, kTile, job.pixels, windows_fit(job))) return joint_by_tiles(job, tiles);
   }
+  if (windows_fit(job)) return joint_by_windows(job, WindowAxis(job.axis_x), WindowAxis(job.axis_y));
   joint_directly(job, Taps(job.axis_x, job.pixels.is_double), Taps(job.axis_y, job.pixels.is_double));
 }
 

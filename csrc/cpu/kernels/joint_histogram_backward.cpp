@@ -1,5 +1,6 @@
 #include "cells.h"
 #include "taps.h"
+#include "windows.h"
 
 namespace histloss::cpu::HISTLOSS_SIMD {
 namespace {
@@ -48,9 +49,26 @@ struct Gradients {
   float scale_x, scale_y;
 };
 
+// Sums of 16 products each, to the pixels that they belong to.
+template <class Number>
+HISTLOSS_INLINE void scatter(const float* products, int64_t n, float scale, const Number* number, float* to) {
+  for (int64_t k = 0; k < n; k += 16) {
+    alignas(64) float sums[16];
+    store(sums, sum_lanes(products + k * kNodes) * scale);
+    in_memory(sums);
+    if (n - k >= 16) {
+#pragma GCC unroll 16
+      for (int lane = 0; lane < 16; ++lane) to[number[k + lane]] = sums[lane];
+    } else {
+      for (int lane = 0; lane < n - k; ++lane) to[number[k + lane]] = sums[lane];
+    }
+  }
+}
+
 // X: the gradient of x is wanted. Y: that of y or of the mass.
 template <int NODES, bool X, bool Y>
-void gather(const Tiles& tiles, const TileOrder& order, const float* grad, const Gradients& out) {
+void gather(const Tiles& tiles, const TileOrder& order, const Rests& rests, const float* grad,
+            const Gradients& out) {
   Batch x;
   const Nodes nodes_x(tiles.x.basis), nodes_y(tiles.y.basis);
   Exponentials of_x, of_y;
@@ -63,8 +81,9 @@ void gather(const Tiles& tiles, const TileOrder& order, const float* grad, const
     for (int64_t i = 0; i < n; i += 16) {
       F32 zx, zy;
       order.pixels(start + i, zx, zy);
-      of_x.set(i, tiles.x, zx);
-      of_y.set(i, tiles.y, zy);
+      const uint16_t* const number = order.index() + start + i;
+      of_x.set(i, tiles.x, zx, rests_of(rests.x, number));
+      of_y.set(i, tiles.y, zy, rests_of(rests.y, number));
     }
     activate<NODES, X>(nodes_x, of_x, n, x);
     order.runs(start, start + n, tile, [&](int64_t t, int64_t first, int64_t last) {
@@ -85,30 +104,31 @@ void gather(const Tiles& tiles, const TileOrder& order, const float* grad, const
           if (out.mass != nullptr) store(product_mass + k * kNodes, across * y.pi);
       }
     });
-    const auto scatter = [&](const float* product, float scale, float* to) {
-      for (int64_t k = 0; k < n; k += 16) {
-        alignas(64) float sums[16];
-        store(sums, sum_lanes(product + k * kNodes) * scale);
-        in_memory(sums);
-        const uint16_t* index = order.index() + start + k;
-        if (n - k >= 16) {
-#pragma GCC unroll 16
-          for (int lane = 0; lane < 16; ++lane) to[index[lane]] = sums[lane];
-        } else {
-          for (int lane = 0; lane < n - k; ++lane) to[index[lane]] = sums[lane];
-        }
-      }
-    };
-    if constexpr (X) scatter(product_x, out.scale_x, out.x);
+    const uint16_t* const number = order.index() + start;
+    if constexpr (X) scatter(product_x, n, out.scale_x, number, out.x);
     if constexpr (Y) {
-      if (out.y != nullptr) scatter(product_y, out.scale_y, out.y);
-      if (out.mass != nullptr) scatter(product_mass, 1.0f, out.mass);
+      if (out.y != nullptr) scatter(product_y, n, out.scale_y, number, out.y);
+      if (out.mass != nullptr) scatter(product_mass, n, 1.0f, number, out.mass);
     }
   }
 }
 
 void multiply(float* values, const float* by, int64_t n) {
   for (int64_t i = 0; i < n; ++i) values[i] *= by[i];
+}
+
+// Multiplies the gradients of pixels [at, at + n) by what they do not have yet, and stores them.
+void finish(const JointHistogramBackward& job, int64_t at, int64_t n, const float* sign_x,
+            const float* sign_y, const Gradients& out) {
+  const float* mass = static_cast<const float*>(job.pixels.mass);
+  const auto finish_one = [&](const MutableImage& image, const float* sign, float* grad) {
+    if (grad == nullptr) return;
+    if (mass != nullptr) multiply(grad, mass + at, n);
+    if (sign != nullptr) multiply(grad, sign, n);
+    store_pixels(image, at, n, grad);
+  };
+  finish_one(job.grad_x, sign_x, out.x);
+  finish_one(job.grad_y, sign_y, out.y);
 }
 
 template <int NODES>
@@ -147,42 +167,131 @@ void backward_by_tiles(const JointHistogramBackward& job, const Tiles& tiles) {
     });
     parallel_for(planes * parts.count, [&](int64_t begin, int64_t end) {
       TileOrder order(tiles);
-      const Scratch<float> buffer(9 * kChunk);
-      const auto slot = [&](int i) { return buffer.get() + i * kChunk; };
+      const Scratch<float> buffer((2 + 2 * kFoldBuffers) * kChunk), x_buffer(kChunk), y_buffer(kChunk);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t plane = task / parts.count, part = task % parts.count;
         const int64_t at = (plane0 + plane) * pixels.count + parts.begin(part);
         const int64_t n = parts.length(part, pixels.count);
-        bool mirrored_x, mirrored_y;
-        const float* x = load_pixels(job.x, at, n, slot(0));
-        const float* y = load_pixels(job.y, at, n, slot(1));
-        x = fold_pixels(ax.position, x, n, slot(2), slot(3), &mirrored_x);
-        y = fold_pixels(ay.position, y, n, slot(4), slot(5), &mirrored_y);
+        const auto [x, y] = fold_pair(job, ax.position, ay.position, at, n, buffer.get());
         Gradients out{};
         out.scale_x = static_cast<float>(scale_x);
         out.scale_y = static_cast<float>(scale_y);
-        if (to_x) out.x = pixels_to_store(job.grad_x, at, slot(6));
-        if (to_y) out.y = pixels_to_store(job.grad_y, at, slot(7));
+        if (to_x) out.x = pixels_to_store(job.grad_x, at, x_buffer.get());
+        if (to_y) out.y = pixels_to_store(job.grad_y, at, y_buffer.get());
         if (to_mass) out.mass = static_cast<float*>(job.grad_mass) + at;
-        order.sort(x, y, n);
+        order.sort(x.z, y.z, n);
         float* const wanted[] = {out.x, out.y, out.mass};
         if (order.placed() < n)  // pixels without a tile have no gradient
           for (float* const p : wanted)
             if (p != nullptr) std::memset(p, 0, static_cast<std::size_t>(n) * sizeof(float));
-        gather_pixels(tiles, order, nodes.get() + plane * node_size, out);
-        const float* mass = static_cast<const float*>(pixels.mass);
-        if (to_x) {
-          if (mass != nullptr) multiply(out.x, mass + at, n);
-          if (mirrored_x) multiply(out.x, slot(3), n);
-          store_pixels(job.grad_x, at, n, out.x);
-        }
-        if (to_y) {
-          if (mass != nullptr) multiply(out.y, mass + at, n);
-          if (mirrored_y) multiply(out.y, slot(5), n);
-          store_pixels(job.grad_y, at, n, out.y);
-        }
+        gather_pixels(tiles, order, {x.rest, y.rest}, nodes.get() + plane * node_size, out);
+        finish(job, at, n, x.sign, y.sign, out);
       }
     });
+  }
+}
+
+// ---- by windows: each pixel reads the gradient of the bins about it
+
+template <bool X, bool Y>
+void gather_windows(WindowBatch& batch, const PatchOrder& order, int64_t plane, int64_t row,
+                    const Ring<float>& ring, const Gradients& out) {
+  alignas(64) float product_x[kBatch * kNodes + 256], product_y[kBatch * kNodes + 256],
+      product_mass[kBatch * kNodes];
+  const int64_t last = order.begin_of_row(plane, row + 1);
+  for (int64_t start = order.begin_of_row(plane, row); start < last; start += kBatch) {
+    const int64_t n = last - start < kBatch ? last - start : kBatch;
+    batch.set<true>(order, plane, start, n);
+    for (int64_t k = 0; k < n; ++k) {
+      const float* const columns = batch.columns(ring, k);
+      const int64_t* const offset = batch.row_offsets(ring, k);
+      F32 across_slope{}, across{};
+#pragma GCC unroll 16
+      for (int t = 0; t < kNodes; ++t) {
+        const F32 grad = loadf(columns + offset[t]);
+        if constexpr (X) across_slope += batch.x.slope[k * kNodes + t] * grad;
+        if constexpr (Y) across += batch.x.pi[k * kNodes + t] * grad;
+      }
+      const F32 y = loadf(batch.y.pi + k * kNodes);
+      if constexpr (X) store(product_x + k * kNodes, across_slope * y);
+      if constexpr (Y) store(product_y + k * kNodes, across * loadf(batch.y.slope + k * kNodes));
+      if constexpr (Y)
+        if (out.mass != nullptr) store(product_mass + k * kNodes, across * y);
+    }
+    const uint32_t* const number = order.index(plane, start);
+    if constexpr (X) scatter(product_x, n, out.scale_x, number, out.x);
+    if constexpr (Y) {
+      if (out.y != nullptr) scatter(product_y, n, out.scale_y, number, out.y);
+      if (out.mass != nullptr) scatter(product_mass, n, 1.0f, number, out.mass);
+    }
+  }
+}
+
+// Pixels without a window have no gradient.
+void clear_rest(const PatchOrder& order, int64_t plane, int64_t pixels, const Gradients& out) {
+  const int64_t first = order.begin_of_row(plane, order.rows);
+  const uint32_t* const number = order.index(plane, first);
+  float* const wanted[] = {out.x, out.y, out.mass};
+  for (float* const p : wanted)
+    if (p != nullptr)
+      for (int64_t i = 0; i < pixels - first; ++i) p[number[i]] = 0.0f;
+}
+
+void backward_by_windows(const JointHistogramBackward& job, const WindowAxis& axis_x,
+                         const WindowAxis& axis_y) {
+  const Pixels& pixels = job.pixels;
+  const int64_t kx = job.axis_x.bins, ky = job.axis_y.bins;
+  const Fold fold_x(axis_x.position, axis_x.length), fold_y(axis_y.position, axis_y.length);
+  const int64_t group = planes_at_once(pixels.planes, 1, PatchOrder::bytes(pixels.count));
+  const bool to_x = job.grad_x.data != nullptr, to_y = job.grad_y.data != nullptr;
+  const bool to_mass = job.grad_mass != nullptr;
+  const Scratch<float> x_buffer(group * pixels.count), y_buffer(group * pixels.count);
+  PatchOrder order(axis_x, axis_y, group, pixels.count);
+  const auto gather_row = !to_x             ? gather_windows<false, true>
+                          : to_y || to_mass ? gather_windows<true, true>
+                                            : gather_windows<true, false>;
+  for (int64_t plane0 = 0; plane0 < pixels.planes; plane0 += group) {
+    const int64_t planes = pixels.planes - plane0 < group ? pixels.planes - plane0 : group;
+    // Of the pixels of a plane from one on.
+    const auto gradients = [&](int64_t plane, int64_t first) {
+      const int64_t of_group = plane * pixels.count + first, at = plane0 * pixels.count + of_group;
+      Gradients out{};
+      out.scale_x = static_cast<float>(pixels.share() * axis_x.a / job.axis_x.width());
+      out.scale_y = static_cast<float>(pixels.share() * axis_y.a / job.axis_y.width());
+      if (to_x) out.x = pixels_to_store(job.grad_x, at, x_buffer.get() + of_group);
+      if (to_y) out.y = pixels_to_store(job.grad_y, at, y_buffer.get() + of_group);
+      if (to_mass) out.mass = static_cast<float*>(job.grad_mass) + at;
+      return out;
+    };
+    order.sort(job, plane0, planes);
+    const int64_t shares = thread_count();
+    parallel_for(shares, [&](int64_t begin, int64_t end) {
+      WindowBatch batch(axis_x, axis_y);
+      const Scratch<float> rows(Ring<float>::kRows * axis_y.row());
+      const Ring<float> ring(axis_y.row(), rows.get());
+      ring.clear(0, ring.kRows);  // beyond the extended range, where windows may end
+      const int64_t first = order.begin_of_share(planes, begin, shares);
+      const int64_t last = order.begin_of_share(planes, end, shares);
+      for (int64_t task = first; task < last; ++task) {
+        const int64_t plane = task / order.rows, row = task % order.rows, i0 = row * kPatchRows;
+        const float* const grad = static_cast<const float*>(job.grad) + (plane0 + plane) * kx * ky;
+        for (int64_t i = task == first || row == 0 ? i0 : i0 + kNodes; i < i0 + ring.kRows; ++i) {
+          const int64_t k = i < axis_x.length ? fold_x.bin(i) : -1;
+          if (k >= 0)
+            fold_y.unfold(grad + k * ky, ring.row(i));
+          else
+            ring.clear(i, 1);
+        }
+        gather_row(batch, order, plane, row, ring, gradients(plane, 0));
+        if (row == order.rows - 1) clear_rest(order, plane, pixels.count, gradients(plane, 0));
+      }
+    });
+    order.each_part(job, plane0, planes,
+                    [&](int64_t plane, int64_t part, int64_t n, const FoldedPair<float>& of) {
+                      const int64_t first = order.begin_of_part(part);
+                      finish(job, (plane0 + plane) * pixels.count + first, n, of.x.sign, of.y.sign,
+                             gradients(plane, first));
+                    });
   }
 }
 
@@ -219,28 +328,24 @@ void backward_directly(const JointHistogramBackward& job, const Taps& taps_x, co
     });
     parallel_for(planes * parts.count, [&](int64_t begin, int64_t end) {
       const Scratch<double> pi_x(taps_x.stride), slope_x(taps_x.stride), pi_y(taps_y.stride),
-          slope_y(taps_y.stride), buffer(10 * kBlock);
+          slope_y(taps_y.stride), buffer((6 + 2 * kFoldBuffers) * kBlock);
       const auto slot = [&](int i) { return buffer.get() + i * kBlock; };
       for (int64_t task = begin; task < end; ++task) {
         const int64_t plane = task / parts.count, part = task % parts.count;
         const double* grad = extended.get() + plane * size;
         const int64_t at = (plane0 + plane) * pixels.count + parts.begin(part);
         const int64_t n = parts.length(part, pixels.count);
-        bool mirrored_x, mirrored_y;
-        const double* x = load_pixels(job.x, at, n, slot(0));
-        const double* y = load_pixels(job.y, at, n, slot(1));
-        x = fold_pixels(taps_x.position, x, n, slot(2), slot(3), &mirrored_x);
-        y = fold_pixels(taps_y.position, y, n, slot(4), slot(5), &mirrored_y);
-        const double* m = mass.data == nullptr ? nullptr : load_pixels(mass, at, n, slot(6));
-        double* gx = to_x ? pixels_to_store(job.grad_x, at, slot(7)) : nullptr;
-        double* gy = to_y ? pixels_to_store(job.grad_y, at, slot(8)) : nullptr;
-        double* gm = to_mass ? pixels_to_store(grad_mass, at, slot(9)) : nullptr;
+        const double* m = mass.data == nullptr ? nullptr : load_pixels(mass, at, n, slot(0));
+        double* gx = to_x ? pixels_to_store(job.grad_x, at, slot(1)) : nullptr;
+        double* gy = to_y ? pixels_to_store(job.grad_y, at, slot(2)) : nullptr;
+        double* gm = to_mass ? pixels_to_store(grad_mass, at, slot(3)) : nullptr;
+        const auto [x, y] = fold_pair(job, taps_x.position, taps_y.position, at, n, slot(4));
         for (int64_t i = 0; i < n; ++i) {
           double in_x = 0, in_y = 0, in_mass = 0;
-          const int64_t first_x = taps_x.locate(x[i]), first_y = taps_y.locate(y[i]);
+          const int64_t first_x = taps_x.locate(x.z[i]), first_y = taps_y.locate(y.z[i]);
           if (first_x >= 0 && first_y >= 0) {
-            taps_x.evaluate<true>(x[i], first_x, pi_x.get(), slope_x.get());
-            taps_y.evaluate<true>(y[i], first_y, pi_y.get(), slope_y.get());
+            taps_x.evaluate<true>(x.z[i], first_x, pi_x.get(), slope_x.get());
+            taps_y.evaluate<true>(y.z[i], first_y, pi_y.get(), slope_y.get());
             for (int64_t t = 0; t < taps_x.taps; ++t) {
               const double* g = grad + (first_x + t) * row + first_y;
               F64 along{}, along_slope{};
@@ -255,8 +360,8 @@ void backward_directly(const JointHistogramBackward& job, const Taps& taps_x, co
             }
           }
           const double weight = m == nullptr ? pixels.share() : m[i];
-          if (to_x) gx[i] = in_x * weight * (mirrored_x ? slot(3)[i] : 1.0);
-          if (to_y) gy[i] = in_y * weight * (mirrored_y ? slot(5)[i] : 1.0);
+          if (to_x) gx[i] = in_x * weight * (x.sign == nullptr ? 1.0 : x.sign[i]);
+          if (to_y) gy[i] = in_y * weight * (y.sign == nullptr ? 1.0 : y.sign[i]);
           if (to_mass) gm[i] = in_mass;
         }
         if (to_x) store_pixels(job.grad_x, at, n, gx);
@@ -274,7 +379,7 @@ bool try_tiles(const JointHistogramBackward& job) {
   const CellBasis* basis_y = cell_basis(job.axis_y.bandwidth, kNodes);
   if (job.pixels.is_double || basis_x == nullptr || basis_y == nullptr) return false;
   const Tiles tiles(job.axis_x, job.axis_y, *basis_x, *basis_y);
-  if (!tiles_pay(tiles, NODES * kNodes, job.pixels)) return false;
+  if (!tiles_pay(tiles, NODES * kNodes, job.pixels, windows_fit(job))) return false;
   backward_by_tiles<NODES>(job, tiles);
   return true;
 }
@@ -284,6 +389,7 @@ bool try_tiles(const JointHistogramBackward& job) {
 void joint_histogram_backward(const JointHistogramBackward& job) {
   if (job.pixels.count == 0) return;
   if (try_tiles<8>(job) || try_tiles<16>(job)) return;
+  if (windows_fit(job)) return backward_by_windows(job, WindowAxis(job.axis_x), WindowAxis(job.axis_y));
   backward_directly(job, Taps(job.axis_x, job.pixels.is_double), Taps(job.axis_y, job.pixels.is_double));
 }
 

@@ -8,12 +8,20 @@
 namespace histloss::cpu {
 namespace {
 
-// Pixels brought into the range where the boundary asks for it, and NaN where they have no place; z itself if
-// nothing changes. sign, if given, receives the derivative, and mirrored whether any of it is not 1.
+// Pixels in the range, or where the boundary lets them be: NaN for one that has no place.
 template <class T>
-const T* fold_pixels(const Position<T>& axis, const T* z, int64_t count, T* buffer, T* sign, bool* mirrored) {
-  if (mirrored != nullptr) *mirrored = false;
-  if (axis.boundary == Boundary::open) return z;
+struct Folded {
+  const T* z;
+  const T* rest;  // what z's rounding took away; null for nothing
+  const T* sign;  // the derivative; null for 1
+};
+
+constexpr int kFoldBuffers = 3;  // each as long as the pixels
+
+template <class T>
+Folded<T> fold_pixels(const Position<T>& axis, const T* z, int64_t count, T* buffers) {
+  const Folded<T> unchanged{z, nullptr, nullptr};
+  if (axis.boundary == Boundary::open) return unchanged;
   using V = typename Simd<T>::Vector;
   constexpr int lanes = Simd<T>::lanes;
   typename Simd<T>::Integers outside{};
@@ -24,22 +32,35 @@ const T* fold_pixels(const Position<T>& axis, const T* z, int64_t count, T* buff
     outside |= ~((v >= axis.lo) & (v <= axis.hi));
   }
   for (; checked < count; ++checked) inside &= z[checked] >= axis.lo && z[checked] <= axis.hi;
-  if (inside && !any(outside)) return z;
+  if (inside && !any(outside)) return unchanged;
+  T *const folded = buffers, *const rest = buffers + count, *const sign = buffers + 2 * count;
+  bool rounded = false, mirrored = false;
   for (int64_t i = 0; i < count; ++i) {
-    double s = 1;
-    buffer[i] = z[i];
-    if (!(z[i] >= axis.lo && z[i] <= axis.hi)) {
-      const double value = static_cast<double>(z[i]);
-      buffer[i] = value - value == 0
-                      ? static_cast<T>(fold_position(value, axis.exact_lo, axis.exact_hi, axis.boundary, s))
-                      : T(NAN);
-    }
-    if (sign != nullptr) {
-      sign[i] = static_cast<T>(s);
-      *mirrored |= s != 1;
-    }
+    double s = 1, exact = static_cast<double>(z[i]);
+    if (!(z[i] >= axis.lo && z[i] <= axis.hi))
+      exact = exact - exact == 0 ? fold_position(exact, axis.exact_lo, axis.exact_hi, axis.boundary, s) : NAN;
+    folded[i] = static_cast<T>(exact);
+    rest[i] = exact == exact ? static_cast<T>(exact - static_cast<double>(folded[i])) : T(0);
+    sign[i] = static_cast<T>(s);
+    rounded |= rest[i] != 0;
+    mirrored |= s != 1;
   }
-  return buffer;
+  return {folded, rounded ? rest : nullptr, mirrored ? sign : nullptr};
+}
+
+template <class T>
+struct FoldedPair {
+  Folded<T> x, y;
+};
+
+// Pixels [begin, begin + count) of both images of a joint histogram; buffers for 2 + 2 kFoldBuffers times as
+// many.
+template <class Job, class T>
+FoldedPair<T> fold_pair(const Job& job, const Position<T>& axis_x, const Position<T>& axis_y, int64_t begin,
+                        int64_t count, T* buffers) {
+  T *const of_x = buffers, *const of_y = buffers + (1 + kFoldBuffers) * count;
+  return {fold_pixels(axis_x, load_pixels(job.x, begin, count, of_x), count, of_x + count),
+          fold_pixels(axis_y, load_pixels(job.y, begin, count, of_y), count, of_y + count)};
 }
 
 // Which bin each index of the extended range stands for, -1 for none.
@@ -72,10 +93,19 @@ class Fold {
     add_range(extended, padding + bins, length, out);
   }
 
+  // The same in place: the sum of bin k's is put at index padding + k.
+  template <class T>
+  HISTLOSS_INLINE void fold(T* extended) const {
+    add_range(extended, 0, padding, extended + padding);
+    add_range(extended, padding + bins, length, extended + padding);
+  }
+
   // The adjoint: a gradient on the bins, laid out on the extended range.
   template <class T, class U>
   HISTLOSS_INLINE void unfold(const U* grad, T* extended) const {
-    for (int64_t i = 0; i < length; ++i) extended[i] = bin_[i] >= 0 ? static_cast<T>(grad[bin_[i]]) : T(0);
+    unfold_range(grad, 0, padding, extended);
+    for (int64_t k = 0; k < bins; ++k) extended[padding + k] = static_cast<T>(grad[k]);
+    unfold_range(grad, padding + bins, length, extended);
   }
 
   int64_t bin(int64_t i) const { return bin_[i]; }
@@ -85,6 +115,11 @@ class Fold {
   HISTLOSS_INLINE void add_range(const T* extended, int64_t begin, int64_t end, U* out) const {
     for (int64_t i = begin; i < end; ++i)
       if (bin_[i] >= 0) out[bin_[i]] += static_cast<U>(extended[i]);
+  }
+
+  template <class T, class U>
+  HISTLOSS_INLINE void unfold_range(const U* grad, int64_t begin, int64_t end, T* extended) const {
+    for (int64_t i = begin; i < end; ++i) extended[i] = bin_[i] >= 0 ? static_cast<T>(grad[bin_[i]]) : T(0);
   }
 
   Scratch<int32_t> bin_;

@@ -106,6 +106,13 @@ HISTLOSS_INLINE F64 high_half(F32 v) {
   return __builtin_convertvector(__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15), F64);
 }
 
+// Sixteen numbers of two vectors, rounded.
+HISTLOSS_INLINE F32 narrow(F64 low, F64 high) {
+  using F32x8 = float __attribute__((vector_size(32)));
+  return __builtin_shufflevector(__builtin_convertvector(low, F32x8), __builtin_convertvector(high, F32x8), 0,
+                                 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+
 // sums[0..15] += v, in float64.
 HISTLOSS_INLINE void add_wide(double* sums, F32 v) {
   store(sums, loadd(sums) + low_half(v));

@@ -15,9 +15,9 @@ void add_moments(const SoftHistogram& job, const Subcells& cells, int64_t first,
   Subcells::Places places;
   for (int64_t block = 0; block < count; block += kBlock) {
     const int64_t n = count - block < kBlock ? count - block : kBlock;
-    float buffer[kBlock], folded[kBlock];
+    float buffer[kBlock], folded[kFoldBuffers * kBlock];
     const float* z = load_pixels(job.x, first + block, n, buffer);
-    z = fold_pixels(cells.position, z, n, folded, static_cast<float*>(nullptr), nullptr);
+    z = fold_pixels(cells.position, z, n, folded).z;
     const float* m = mass.data == nullptr ? nullptr : load_pixels(mass, first + block, n, buffer);
     cells.locate(z, n, places);
     for (int64_t i = 0; i < n; i += 16) {
@@ -54,9 +54,9 @@ void add_taps(const SoftHistogram& job, const Taps& taps, int64_t first, int64_t
   const Image mass = values(job.pixels.mass, job.pixels.is_double);
   for (int64_t block = 0; block < count; block += kBlock) {
     const int64_t n = count - block < kBlock ? count - block : kBlock;
-    double buffer[kBlock], folded[kBlock], mass_buffer[kBlock];
+    double buffer[kBlock], folded[kFoldBuffers * kBlock], mass_buffer[kBlock];
     const double* z = load_pixels(job.x, first + block, n, buffer);
-    z = fold_pixels(taps.position, z, n, folded, static_cast<double*>(nullptr), nullptr);
+    z = fold_pixels(taps.position, z, n, folded).z;
     const double* m = mass.data == nullptr ? nullptr : load_pixels(mass, first + block, n, mass_buffer);
     for (int64_t i = 0; i < n; ++i) {
       const int64_t begin = taps.locate(z[i]);

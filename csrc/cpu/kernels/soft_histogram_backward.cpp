@@ -64,18 +64,17 @@ void backward_by_subcells(const SoftHistogramBackward& job, const Subcells& cell
       const float* height = heights.get() + plane * size;
       for (int64_t block = 0; block < count; block += kBlock) {
         const int64_t n = count - block < kBlock ? count - block : kBlock, at = first + block;
-        float buffer[kBlock], folded[kBlock], sign[kBlock], out_buffer[kBlock];
-        bool mirrored;
-        const float* z = load_pixels(job.x, at, n, buffer);
-        z = fold_pixels(cells.position, z, n, folded, sign, &mirrored);
+        float buffer[kBlock], fold_buffer[kFoldBuffers * kBlock], out_buffer[kBlock];
+        const Folded<float> folded =
+            fold_pixels(cells.position, load_pixels(job.x, at, n, buffer), n, fold_buffer);
         const float* m = mass.data == nullptr ? nullptr : static_cast<const float*>(mass.data) + at;
         float* out = to_x ? pixels_to_store(job.grad_x, at, out_buffer) : nullptr;
-        cells.locate(z, n, places);
+        cells.locate(folded.z, n, places);
         for (int64_t i = 0; i < n; i += 16) {
           if (to_x) {
             F32 g = look_up(slope, places, i);
             if (m != nullptr) g = g * load_part(m + i, n - i, 0.0f);
-            if (mirrored) g = g * load_part(sign + i, n - i, 1.0f);
+            if (folded.sign != nullptr) g = g * load_part(folded.sign + i, n - i, 1.0f);
             store_part(out + i, g, n - i);
           }
           if (to_mass)
@@ -111,19 +110,18 @@ void backward_by_taps(const SoftHistogramBackward& job, const Taps& taps) {
       const int64_t plane = task / parts.count, part = task % parts.count;
       const int64_t at = plane * pixels.count + parts.begin(part), n = parts.length(part, pixels.count);
       const double* grad = extended.get() + plane * row;
-      double buffer[kBlock], folded[kBlock], sign[kBlock], mass_buffer[kBlock], out_x[kBlock],
+      double buffer[kBlock], fold_buffer[kFoldBuffers * kBlock], mass_buffer[kBlock], out_x[kBlock],
           out_mass[kBlock];
-      bool mirrored;
-      const double* z = load_pixels(job.x, at, n, buffer);
-      z = fold_pixels(taps.position, z, n, folded, sign, &mirrored);
+      const Folded<double> folded =
+          fold_pixels(taps.position, load_pixels(job.x, at, n, buffer), n, fold_buffer);
       const double* m = mass.data == nullptr ? nullptr : load_pixels(mass, at, n, mass_buffer);
       double* gx = to_x ? pixels_to_store(job.grad_x, at, out_x) : nullptr;
       double* gm = to_mass ? pixels_to_store(grad_mass, at, out_mass) : nullptr;
       for (int64_t i = 0; i < n; ++i) {
-        const int64_t first = taps.locate(z[i]);
+        const int64_t first = taps.locate(folded.z[i]);
         F64 sum_pi{}, sum_slope{};
         if (first >= 0) {
-          taps.evaluate<true>(z[i], first, pi.get(), slope.get());
+          taps.evaluate<true>(folded.z[i], first, pi.get(), slope.get());
           for (int64_t t = 0; t < taps.stride; t += 8) {
             const F64 g = loadd(grad + first + t);
             sum_pi += g * loadd(pi.get() + t);
@@ -131,7 +129,7 @@ void backward_by_taps(const SoftHistogramBackward& job, const Taps& taps) {
           }
         }
         const double weight = m == nullptr ? share : m[i];
-        if (to_x) gx[i] = sum(sum_slope) * weight * (mirrored ? sign[i] : 1.0);
+        if (to_x) gx[i] = sum(sum_slope) * weight * (folded.sign == nullptr ? 1.0 : folded.sign[i]);
         if (to_mass) gm[i] = sum(sum_pi);
       }
       if (to_x) store_pixels(job.grad_x, at, n, gx);
