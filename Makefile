@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/installed.stamp
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 EMULATOR := $(shell find tests/emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test test-browser sanitize test-cuda-emulated lint format bench clean \
+.PHONY: demo test test-browser sanitize test-cuda-emulated lint format bench bench-all bench-guard clean \
 	train-color-transfer train-colorization train-edges2photo \
 	evaluate-color-transfer evaluate-colorization evaluate-edges2photo
 
@@ -70,8 +70,21 @@ format: $(REQUIREMENTS)
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(SOURCES) $(EMULATOR)
 
+# Two minutes: is this library worth installing? Then everything, in about twenty; it writes
+# benchmarks/results/<version>/<hardware>.json.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/run.py
+
+bench-all: $(INSTALLED)
+	$(BIN)/python benchmarks/run.py --suite all
+
+# Has a change made the library slower? Half a minute of small work, whose ratios to the reference must be those
+# of the committed result within a factor of two: absolute times are a machine's own.
+GUARD ?= build/guard.json
+bench-guard: $(INSTALLED)
+	$(BIN)/python benchmarks/run.py --suite guard --output $(GUARD)
+	version=$$($(BIN)/python -c 'import histloss; print(histloss.__version__)') && \
+		$(BIN)/python benchmarks/compare.py benchmarks/results/$$version/guard.json $(GUARD) --metric ratio --noise 1
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info histloss/*.so .*_cache .hypothesis

@@ -1,6 +1,7 @@
 """Tells what changed between two benchmark results, beyond noise.
 
     python benchmarks/compare.py OLD.json NEW.json
+    python benchmarks/compare.py OLD.json NEW.json --metric ratio --noise 1      a factor of two, as CI does
 
 A time or a ratio has changed where both intervals, from the 20th to the 80th percentile, lie apart and the
 medians differ by more than --noise. Errors and memory have no spread: they have changed where they differ by
@@ -18,12 +19,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cases import Row
+from cases import FIGURES, Row, case_of
 
-FIGURES = ("value", "p20", "p80", "samples", "GB per s")  # what was measured; the rest says of what
 LARGER_IS_BETTER = ("ratio", "saving")
-MACHINE = ("cpu", "gpu", "cores", "threads")  # of a run's provenance
-SMALLEST = {"memory": 0.5, "error": 1e-7}  # MB, of the largest value: changes below are not looked at
+MACHINE = ("cpu", "gpu", "cores")  # of a run's provenance
+SMALLEST = {
+    "memory": 0.5,
+    "peak": 0.5,
+    "error": 1e-7,
+}  # MB, of the largest value: changes below are not looked at
 
 
 class Change(NamedTuple):
@@ -44,17 +48,20 @@ class Change(NamedTuple):
         return apart and not 1 / (1 + noise) <= self.factor <= 1 + noise
 
 
-def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[Change], list[Row], list[Row]]:
-    """Rows of histloss that measured the same in both results; then those of one result alone."""
+def compare(
+    old: dict[str, Any], new: dict[str, Any], metrics: Sequence[str] = ()
+) -> tuple[list[Change], list[Row], list[Row]]:
+    """Rows of histloss that measured the same in both results; then those of one result alone.
+
+    Of some metrics, if any are given; what was left out for want of memory is no measurement.
+    """
     same_machine = all(old["provenance"].get(name) == new["provenance"].get(name) for name in MACHINE)
-    rows = [
-        {
-            key_of(row): row
-            for row in result["rows"]
-            if row["side"] == "histloss" and compared(row, same_machine)
-        }
-        for result in (old, new)
-    ]
+
+    def wanted(row: Row) -> bool:
+        measured = row["side"] == "histloss" and row["value"] is not None
+        return measured and compared(row, same_machine) and (not metrics or row["metric"] in metrics)
+
+    rows = [{key_of(row): row for row in result["rows"] if wanted(row)} for result in (old, new)]
     before, after = rows
     changes = [Change(before[key], row) for key, row in after.items() if key in before]
     gone = [row for key, row in before.items() if key not in after]
@@ -70,8 +77,8 @@ def key_of(row: Row) -> str:
 
 
 def describe(row: Row) -> str:
-    shape = "x".join(map(str, row["shape"]))
-    return f"{row['case']}, {row['content']}, {row['stage']} {row['metric']}, {row['bins']} bins, {shape}"
+    against = f" against {row['against']}" if "against" in row else ""
+    return f"{row['stage']} {row['metric']}{against}, {row['suite']}: {case_of(row).name}"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -79,10 +86,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("old", type=read)
     parser.add_argument("new", type=read)
     parser.add_argument("--noise", type=float, default=0.1, help="a change that is none (0.1: 10 %%)")
+    parser.add_argument("--metric", nargs="+", default=(), help="compare only these, for example ratio")
     options = parser.parse_args(arguments)
     if not options.noise >= 0:
         parser.error(f"--noise must be at least 0, got {options.noise}")
-    changes, gone, added = compare(options.old, options.new)
+    changes, gone, added = compare(options.old, options.new, options.metric)
     if not changes:
         parser.error("the two results have no measurement in common")
     found = [change for change in changes if change.beyond(options.noise)]

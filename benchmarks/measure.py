@@ -7,7 +7,7 @@ import gc
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -17,26 +17,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cases import DEEP_HIST, SIDES, Case, Row, Settings
-from work import Work, function, prepare
+from cases import MOST_IMAGES, Case, Effort, Row
+from floor import floor_of, measured_rates
+from sides import SIDES, SIGMOIDS, Call, Inputs
+from work import Work, accumulated, prepare
 
 STAGES = ("forward", "backward", "both")
 Sample = tuple[float, float]  # seconds of one call: forward, backward
 Rounds = list[list[Sample]]
 
 
-def timed_call(call: Callable[..., Tensor], inputs: Sequence[Tensor], upstream: Tensor) -> Sample:
-    if upstream.is_cuda:
+def timed_call(call: Call, inputs: Inputs, upstream: Tensor | None) -> Sample:
+    """Without an upstream gradient, of the forward alone."""
+    if upstream is not None and upstream.is_cuda:
         out: list[Tensor] = []
         forward, backward = gpu_seconds(
-            lambda: out.append(call(*inputs)), lambda: torch.autograd.grad(out[0], inputs, upstream)
+            lambda: out.append(call()), lambda: gradients(out[0], inputs, upstream)
         )
         return forward, backward
     start = perf_counter()
-    out = call(*inputs)
+    out = call()
     middle = perf_counter()
-    _gradients = torch.autograd.grad(out, inputs, upstream)  # named, so that freeing them is not timed
+    if upstream is None:
+        return middle - start, 0.0
+    _gradients = gradients(out, inputs, upstream)  # named, so that freeing them is not timed
     return middle - start, perf_counter() - middle
+
+
+def gradients(out: Tensor, inputs: Inputs, upstream: Tensor) -> tuple[Tensor, ...]:
+    """Those that there are: a peer may have none of its second image."""
+    found = torch.autograd.grad(out, inputs, upstream, allow_unused=True)
+    return tuple(gradient for gradient in found if gradient is not None)
 
 
 def gpu_seconds(*parts: Callable[[], Any]) -> list[float]:
@@ -61,11 +72,11 @@ def _larger_than_l2() -> Tensor:
     return torch.empty(2**28, dtype=torch.int8, device="cuda")
 
 
-def captured(call: Callable[..., Tensor], inputs: Sequence[Tensor], upstream: Tensor) -> Callable[[], Sample]:
+def captured(call: Call, inputs: Inputs, upstream: Tensor) -> Callable[[], Sample]:
     """Forward and backward as one CUDA graph; its time counts as the forward's."""
 
     def step() -> tuple[Tensor, ...]:
-        return _evaluate(call, inputs, upstream)
+        return evaluate(call, inputs, upstream)
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -124,91 +135,74 @@ def ratios(slow: Rounds, fast: Rounds, stage: str, work: float = 1.0) -> list[fl
     ]
 
 
-def time_rows(case: Case, settings: Settings, content: str) -> list[Row]:
-    sizes = {side: fitting(case, settings, side) for side in SIDES}
-    works = shared_work(case, sizes, content)
-    sides = {
-        side: partial(timed_call, function(case, sizes[side], side), *works[sizes[side]]) for side in SIDES
-    }
-    taken = interleaved(sides, settings.rounds, settings.seconds)
-    smaller = images(sizes["histloss"]) / images(sizes["reference"])
+# ---- rows
+
+
+def time_rows(case: Case, names: Sequence[str], effort: Effort) -> list[Row]:
+    """Times of every side that fits into memory, how many times faster histloss is, and its floor."""
+    misfits = {name: why for name in names if (why := misfit(case, name))}
+    sizes = {name: fitting(case, name) for name in names if name not in misfits}
+    works = {size: prepare(size) for size in set(sizes.values())}
+    calls = {name: timed(size, name, works[size]) for name, size in sizes.items()}
+    taken = interleaved(calls, effort.rounds, effort.seconds)
     rows = []
-    for stage in STAGES:
-        for side in SIDES:
-            samples = [sample for samples in taken[side] for sample in samples]
+    for name, size in sizes.items():
+        samples = [sample for samples in taken[name] for sample in samples]
+        for stage in stages_of(name):
             times = summary(stage_times(samples, stage))
-            rows.append(_row(case, sizes[side], content, "time", "ms", stage, side) | times)
-        ratio = summary(ratios(taken["reference"], taken["histloss"], stage, smaller))
-        rows.append(_row(case, settings, content, "ratio", "x", stage, "histloss") | ratio)
-    if settings.device == "cuda" and case == DEEP_HIST:
-        replay = captured(function(case, settings, "histloss"), *works[settings])
-        taken = interleaved({"replay": replay}, settings.rounds, settings.seconds)
-        times = summary(stage_times([sample for samples in taken["replay"] for sample in samples], "both"))
-        rows.append(_row(case, settings, content, "time", "ms", "replay", "histloss") | times)
+            rows.append(_row(size, "time", stage, name, "ms") | times)
+    for name, why in misfits.items():
+        rows.append(_row(case, "time", stages_of(name)[-1], name, "ms") | {"value": None, "why": why})
+    if "histloss" not in sizes:
+        return rows
+    for name, size in sizes.items():
+        smaller = images(case) / images(size)
+        for stage in stages_of(name) if name != "histloss" else ():
+            ratio = summary(ratios(taken[name], taken["histloss"], stage, smaller))
+            rows.append(_row(case, "ratio", stage, "histloss", "x") | {"against": name} | ratio)
+    rates = measured_rates(case.threads, case.device, accumulated(case))
+    rows += [_row(case, "floor", stage, "floor", "ms") | floor_of(case, stage, rates) for stage in STAGES]
+    if case.device == "cuda" and case.op == "deep_hist_loss":
+        rows.append(_row(case, "time", "replay", "histloss", "ms") | replay_times(case, works[case], effort))
     return rows
 
 
-@cache
-def fitting(case: Case, settings: Settings, side: str) -> Settings:
-    """With half the images, and half again, until the reference fits into the memory of the GPU."""
-    while settings.device == "cuda" and side == "reference":
-        try:
-            _evaluate(function(case, settings, side), *prepare(case, settings, "uniform"))
-            break
-        except torch.OutOfMemoryError:
-            if images(settings) == 1:
-                raise
-            settings = replace(settings, shape=(images(settings) // 2, *settings.shape[1:]))
-        finally:
-            release()
-    return settings
+def replay_times(case: Case, work: Work, effort: Effort) -> Row:
+    replay = captured(SIDES["histloss"].build(case, work.inputs), *work)
+    taken = interleaved({"replay": replay}, effort.rounds, effort.seconds)["replay"]
+    return summary(stage_times([sample for samples in taken for sample in samples], "both"))
 
 
-def images(settings: Settings) -> int:
-    return settings.shape[0]
+def timed(case: Case, name: str, work: Work) -> Callable[[], Sample]:
+    side = SIDES[name]
+    upstream = work.upstream if side.has_gradient else None
+    return partial(timed_call, side.build(case, work.inputs), work.inputs, upstream)
 
 
-def shared_work(case: Case, sizes: Mapping[str, Settings], content: str) -> dict[Settings, Work]:
-    """The work of each size: one and the same for both sides where they have one size."""
-    return {size: prepare(case, size, content) for size in set(sizes.values())}
+def stages_of(name: str) -> tuple[str, ...]:
+    return STAGES if SIDES[name].has_gradient else STAGES[:1]
 
 
-def floor_rows(case: Case, settings: Settings, content: str) -> list[Row]:
-    """The time in which the GPU copies as many bytes as the op must read and write."""
-    inputs, upstream = prepare(case, settings, content)
-    x = sum(image.nbytes for image in inputs)
-    bytes_of = {"forward": x + upstream.nbytes, "backward": 2 * x + upstream.nbytes}
-    bytes_of["both"] = sum(bytes_of.values())
-    source = torch.zeros(2**30, dtype=torch.int8, device=settings.device)
-    target = torch.empty_like(source)
-    rate = (
-        2
-        * source.nbytes
-        / statistics.median(gpu_seconds(partial(target.copy_, source))[0] for _ in range(20))
-    )
-    return [
-        _row(case, settings, content, "floor", "ms", stage, "copy")
-        | {"value": 1e3 * bytes_of[stage] / rate, "GB per s": 1e-9 * rate}
-        for stage in STAGES
-    ]
-
-
-def error_rows(case: Case, settings: Settings, content: str) -> list[Row]:
+def error_rows(case: Case, names: Sequence[str], effort: Effort) -> list[Row]:
     """Largest absolute error against the reference in float64, relative to the largest value.
 
-    On one channel, because the reference takes gigabytes for each. The backward's is the worst gradient's.
+    Of the sides that have the same kernel. On one plane, because the reference takes gigabytes for each. The
+    backward's is the worst gradient's.
     """
-    settings = replace(settings, shape=(1, 1, *settings.shape[2:]))
-    inputs, upstream = prepare(case, settings, content)
-    exact_inputs = [image.detach().double().requires_grad_() for image in inputs]
-    exact = _evaluate(function(case, settings, "reference"), exact_inputs, upstream.double())
+    plane = replace(case, shape=(1, 1, *case.shape[2:]))
+    exactly = replace(plane, dtype="float64")
+    names = [name for name in names if SIDES[name].kernel == SIGMOIDS]
+    if why := misfit(exactly, "reference"):
+        return [_error_row(case, "forward", name) | {"value": None, "why": why} for name in names]
+    inputs, upstream = prepare(plane)
+    exact_inputs = tuple(image.detach().double().requires_grad_() for image in inputs)
+    exact = evaluate(SIDES["reference"].build(exactly, exact_inputs), exact_inputs, upstream.double())
     rows = []
-    for side in SIDES:
-        found = _evaluate(function(case, settings, side), inputs, upstream)
+    for name in names:
+        found = evaluate(SIDES[name].build(plane, inputs), inputs, upstream)
         forward, *backward = map(relative_error, found, exact)
         for stage, value in (("forward", forward), ("backward", max(backward))):
-            row = _row(case, settings, content, "error", "of the largest value", stage, side)
-            rows.append(row | {"value": value})
+            rows.append(_error_row(case, stage, name) | {"value": value})
     return rows
 
 
@@ -217,38 +211,56 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     return ((found - exact).abs().max() / exact.abs().max()).nan_to_num(nan=math.inf).item()
 
 
-def memory_rows(case: Case, settings: Settings, side: str) -> list[Row]:
-    """Peak memory of forward and backward beyond inputs, outputs and gradients, in a process of its own.
+def memory_rows(case: Case, names: Sequence[str], effort: Effort) -> list[Row]:
+    """Peak memory of one side beyond inputs, outputs and gradients (`memory`), and of the process (`peak`).
 
-    On a GPU it is that of PyTorch's allocator. On the CPU it is the peak resident size, reset before the
-    call, less the size then and the bytes of the results. A tiny call goes first: it loads code and starts
-    threads, and leaves no buffer of the size measured.
+    For a process of its own. On a GPU memory is that of PyTorch's allocator. On the CPU it is the resident
+    size, whose peak is reset before the call, less the size then and the bytes of the results. A tiny call
+    goes first: it loads code and starts threads, and leaves no buffer of the size measured. A side that
+    compiles compiles for the shape first.
     """
-    tiny = Settings(bins=2, shape=(1, 1, 4, 4), device=settings.device)
-    _evaluate(function(case, tiny, side), *prepare(case, tiny, "uniform"))
-    work = prepare(case, settings, "uniform")
-    call = function(case, settings, side)
+    (name,) = names
+    side = SIDES[name]
+    stage = stages_of(name)[-1]
+    row = _row(case, "memory", stage, name, "MB")
+    if why := misfit(case, name):
+        return [row | {"value": None, "why": why}]
+    tiny = replace(case, bins=8, shape=(1, 1, *[8] * len(case.shape[2:])))
+    _call(tiny, name)()
+    measured = _call(case, name)
+    if side.compiles:
+        measured()
     release()
-    if settings.device == "cuda":
+    if case.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        results = _evaluate(call, *work)
-        growth = torch.cuda.max_memory_allocated() - before - sum(result.nbytes for result in results)
-        return [_row(case, settings, "uniform", "memory", "MB", "both", side) | {"value": growth / 1e6}]
+        results = measured()
+        return [row | {"value": _megabytes(torch.cuda.max_memory_allocated() - before, results)}]
     Path("/proc/self/clear_refs").write_text("5")
     before = _status_bytes("VmRSS")
-    results = _evaluate(call, *work)
-    growth = _status_bytes("VmHWM") - before - sum(result.nbytes for result in results)
-    return [_row(case, settings, "uniform", "memory", "MB", "both", side) | {"value": growth / 1e6}]
+    results = measured()
+    peak = _status_bytes("VmHWM")
+    return [
+        row | {"value": _megabytes(peak - before, results)},
+        _row(case, "peak", stage, name, "MB") | {"value": peak / 1e6},
+    ]
 
 
-def saving_rows(case: Case, settings: Settings, content: str) -> list[Row]:
+def saving_rows(case: Case, names: Sequence[str], effort: Effort) -> list[Row]:
     """Peak memory of both sides on a GPU, and how many times less it is for each image."""
-    sizes = {side: fitting(case, settings, side) for side in SIDES}
-    rows = [row for side in SIDES for row in memory_rows(case, sizes[side], side)]
+    rows = [row for name in names for row in memory_rows(fitting(case, name), [name], effort)]
     ours, theirs = (row["value"] / row["shape"][0] for row in rows)
-    saving = {"value": theirs / max(ours, 1e-6)}
-    return [*rows, _row(case, settings, content, "saving", "x", "both", "histloss") | saving]
+    saving = {"against": names[1], "value": theirs / max(ours, 1e-6)}
+    return [*rows, _row(case, "saving", "both", "histloss", "x") | saving]
+
+
+MEASURES = {"time": time_rows, "error": error_rows, "memory": memory_rows, "saving": saving_rows}
+
+
+def evaluate(call: Call, inputs: Inputs, upstream: Tensor | None) -> tuple[Any, ...]:
+    """The output, then the gradient of each input, if there is an upstream gradient."""
+    out = call()
+    return (out,) if upstream is None else (out.detach(), *gradients(out, inputs, upstream))
 
 
 def release() -> None:
@@ -261,10 +273,15 @@ def release() -> None:
         trim(0)
 
 
-def _evaluate(call: Callable[..., Tensor], inputs: Sequence[Tensor], upstream: Tensor) -> tuple[Tensor, ...]:
-    """The output, then the gradient of each input."""
-    out = call(*inputs)
-    return (out.detach(), *torch.autograd.grad(out, inputs, upstream))
+def _call(case: Case, name: str) -> Callable[[], tuple[Any, ...]]:
+    work, side = prepare(case), SIDES[name]
+    upstream = work.upstream if side.has_gradient else None
+    return partial(evaluate, side.build(case, work.inputs), work.inputs, upstream)
+
+
+def _megabytes(growth: int, results: tuple[Any, ...]) -> float:
+    """Less the bytes of the results."""
+    return (growth - sum(getattr(result, "nbytes", 0) for result in results)) / 1e6
 
 
 def _status_bytes(field: str) -> int:
@@ -272,20 +289,67 @@ def _status_bytes(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def _row(case: Case, settings: Settings, content: str, metric: str, unit: str, stage: str, side: str) -> Row:
-    return {
-        "case": case.name,
-        "op": case.op,
-        "boundary": case.boundary,
-        "bandwidth": case.bandwidth,
-        "bins": settings.bins,
-        "shape": list(settings.shape),
-        "dtype": "float32",
-        "device": settings.device,
-        "threads": settings.threads,
-        "content": content,
-        "metric": metric,
-        "stage": stage,
-        "side": side,
-        "unit": unit,
-    }
+def _row(case: Case, metric: str, stage: str, side: str, unit: str) -> Row:
+    return asdict(case) | {"metric": metric, "stage": stage, "side": side, "unit": unit}
+
+
+def _error_row(case: Case, stage: str, side: str) -> Row:
+    return _row(case, "error", stage, side, "of the largest value")
+
+
+# ---- what fits
+
+USABLE = 0.6  # of the memory that is free
+
+
+def misfit(case: Case, name: str) -> str | None:
+    """Why a side does not fit into the memory of this machine, or None where it does.
+
+    On a GPU the reference gets fewer images instead.
+    """
+    available = available_memory()
+    needed = SIDES[name].bytes_needed(case)
+    if case.device == "cuda" or available is None or needed <= USABLE * available:
+        return None
+    return f"needs about {needed / 1e9:.0f} GB, may have {USABLE * available / 1e9:.0f} GB"
+
+
+def largest_batch(case: Case, name: str) -> Case:
+    """With the largest power of two of images that fits this side, one of them at least."""
+    case = replace(case, shape=(MOST_IMAGES, *case.shape[1:]))
+    while images(case) > 1 and misfit(case, name):
+        case = _half(case)
+    return case
+
+
+@cache
+def fitting(case: Case, name: str) -> Case:
+    """With half the images, and half again, until a side other than histloss fits into the GPU's memory."""
+    while case.device == "cuda" and name != "histloss":
+        try:
+            _call(case, name)()
+            break
+        except torch.OutOfMemoryError:
+            if images(case) == 1:
+                raise
+            case = _half(case)
+        finally:
+            release()
+    return case
+
+
+def images(case: Case) -> int:
+    return case.shape[0]
+
+
+def _half(case: Case) -> Case:
+    return replace(case, shape=(images(case) // 2, *case.shape[1:]))
+
+
+def available_memory() -> int | None:
+    """Bytes that a process can have without swapping, where the system tells (Linux)."""
+    path = Path("/proc/meminfo")
+    if not path.exists():
+        return None
+    line = next(line for line in path.read_text().splitlines() if line.startswith("MemAvailable"))
+    return 1024 * int(line.split()[1])

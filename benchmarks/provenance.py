@@ -7,12 +7,14 @@ import platform
 import re
 import subprocess
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import histloss
+from sides import SIDES
 from work import PHOTO
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +43,11 @@ def _common() -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": _cores(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "threads": torch.get_num_threads(),
+        "packages": {
+            side.package: metadata.version(side.package)
+            for side in SIDES.values()
+            if side.package and side.installed
+        },
         "photo": PHOTO,
     }
 

@@ -14,7 +14,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -26,19 +26,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import provenance
-from cases import SIDES, Row, Settings
+from cases import DEEP_HIST, Case, Comparison, Row, quick
 from histloss import DeepHistLoss, EMDHistLoss, MIHistLoss, native, soft_histogram
 from histloss.color import rgb_to_yuv
 from measure import Rounds, Sample, interleaved, summary
-from run import KIND_HEAP, RESULTS, check_least, hardware, significant, write
+from run import KEPT_PAGES, RESULTS, check_least, hardware, significant, write
 from work import pair
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 from shared.networks import Discriminator, Generator
 
-FULL = Settings(shape=(4, 3, 256, 256), seconds=0.0)  # in a round each side makes one step
-QUICK = Settings(bins=16, shape=(2, 3, 32, 32), threads=1, rounds=2, seconds=0.0)
+SIDES = ("histloss", "reference")
+FULL = replace(DEEP_HIST, shape=(4, 3, 256, 256), content="photo")
+QUICK = quick(Comparison(FULL)).case
+ROUNDS, QUICK_ROUNDS = 5, 2  # in each every side makes one step
 FULL_WIDTH, QUICK_WIDTH = 64, 4
 TARGET = 2.0  # per cent of a step of FULL
 
@@ -49,11 +51,11 @@ class Trainer:
     The generator is a residual one, whose outputs look like photos from the first step on.
     """
 
-    def __init__(self, settings: Settings, width: int) -> None:
+    def __init__(self, case: Case, width: int) -> None:
         torch.manual_seed(0)
         random = torch.Generator().manual_seed(0)
-        self.source, self.real = pair("photo", settings.shape, random)
-        size, bins = settings.shape[-1], settings.bins
+        self.source, self.real = pair(case.content, case.shape, random)
+        size, bins = case.shape[-1], case.bins
         self.generator = Generator(size, bins=bins, width=width, residual=True)
         self.discriminator = Discriminator(conditional=True, width=width)
         self.optimizers = [
@@ -129,28 +131,19 @@ def update(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-def measured(settings: Settings, width: int) -> list[Row]:
+def measured(case: Case, width: int, rounds: int) -> list[Row]:
     """Rows for both sides, whose steps take turns in training one pair of networks."""
-    trainer = Trainer(settings, width)
-    taken = interleaved(
-        {side: partial(trainer.step, side) for side in SIDES}, settings.rounds, settings.seconds
-    )
-    return [row for side in SIDES for row in rows_of(settings, width, side, taken[side])]
+    trainer = Trainer(case, width)
+    taken = interleaved({side: partial(trainer.step, side) for side in SIDES}, rounds, seconds=0.0)
+    return [row for side in SIDES for row in rows_of(case, width, side, taken[side])]
 
 
-def rows_of(settings: Settings, width: int, side: str, rounds: Rounds) -> list[Row]:
+def rows_of(case: Case, width: int, side: str, rounds: Rounds) -> list[Row]:
     samples = [sample for samples in rounds for sample in samples]
-    common = {
-        "case": "training step",
-        "op": "deep_hist_loss",
-        "bins": settings.bins,
-        "shape": list(settings.shape),
+    common = asdict(case) | {
+        "suite": "training step",
         "width": width,
-        "dtype": "float32",
-        "device": settings.device,
-        "threads": settings.threads,
-        "content": "photo",
-        "images at once": len(parts(side, torch.empty(settings.shape))[0]),
+        "images at once": len(parts(side, torch.empty(case.shape))[0]),
         "side": side,
     }
     figures = {
@@ -189,18 +182,18 @@ def spread(row: Row) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
-    settings, width = (QUICK, QUICK_WIDTH) if options.quick else (FULL, FULL_WIDTH)
-    given = {name: value for name in ("threads", "rounds") if (value := getattr(options, name))}
-    settings = replace(settings, **given)
+    case, width, rounds = (QUICK, QUICK_WIDTH, QUICK_ROUNDS) if options.quick else (FULL, FULL_WIDTH, ROUNDS)
+    if options.threads:
+        case = replace(case, threads=options.threads)
     if options.batch:
-        settings = replace(settings, shape=(options.batch, *settings.shape[1:]))
-    torch.set_num_threads(settings.threads)
+        case = replace(case, shape=(options.batch, *case.shape[1:]))
+    torch.set_num_threads(case.threads)
     made_with = provenance.collect() | {
         "command": shlex.join(["python", "benchmarks/training_step.py", *arguments])
     }
     if not (made_with["native"] or options.quick):
         sys.exit("there is no native library to measure; histloss.backend_info() tells why")
-    rows = measured(settings, width)
+    rows = measured(case, width, options.rounds or rounds)
     print_rows(rows, made_with)
     output = options.output
     if not (output or options.quick):
@@ -224,7 +217,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    if os.environ.get("GLIBC_TUNABLES") != KIND_HEAP:  # which the C library reads when a process starts
-        os.environ["GLIBC_TUNABLES"] = KIND_HEAP
+    if os.environ.get("GLIBC_TUNABLES") != KEPT_PAGES:  # which the C library reads when a process starts
+        os.environ["GLIBC_TUNABLES"] = KEPT_PAGES
         os.execv(sys.executable, [sys.executable, *sys.argv])
     main(sys.argv[1:])

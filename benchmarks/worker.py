@@ -10,27 +10,21 @@ import sys
 
 import torch
 
-import measure
 import provenance
-from cases import Case, Settings
-
-MEASURES = {
-    "time": measure.time_rows,
-    "error": measure.error_rows,
-    "memory": measure.memory_rows,
-    "saving": measure.saving_rows,
-    "floor": measure.floor_rows,
-}
+from cases import Effort, case_of
+from measure import MEASURES, release
 
 
 def main() -> None:
     task = json.loads(sys.argv[1])
-    settings = Settings(**task["settings"] | {"shape": tuple(task["settings"]["shape"])})
-    torch.set_num_threads(settings.threads)
-    print(json.dumps(provenance.collect(settings.device)), flush=True)
-    for metric, case, of in task["jobs"]:
-        print(json.dumps(MEASURES[metric](Case(**case), settings, of)), flush=True)
-        measure.release()
+    effort = Effort(**task["effort"])
+    for number, (metric, case, sides) in enumerate(task["jobs"]):
+        case = case_of(case)
+        if number == 0:
+            print(json.dumps(provenance.collect(case.device)), flush=True)
+        torch.set_num_threads(case.threads)
+        print(json.dumps(MEASURES[metric](case, sides, effort)), flush=True)
+        release()
 
 
 if __name__ == "__main__":

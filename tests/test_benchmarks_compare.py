@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,30 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import compare  # noqa: E402
-
-(COMMITTED,) = (BENCHMARKS / "results" / "0.1.0").glob("amd-epyc-*.json")
+from cases import JOINT_REFLECT  # noqa: E402
 
 
 @pytest.fixture
 def result() -> dict[str, Any]:
-    return json.loads(COMMITTED.read_text())
+    """As run.py writes it, of one case."""
+    common = {"suite": "headline"} | asdict(JOINT_REFLECT) | {"stage": "both", "side": "histloss"}
+    measured = [
+        {"metric": "time", "unit": "ms"} | around(2.0),
+        {"metric": "time", "side": "reference", "unit": "ms"} | around(2700.0),
+        {"metric": "ratio", "unit": "x", "against": "reference"} | around(1350.0),
+        {"metric": "ratio", "unit": "x", "against": "kornia"} | around(140.0),
+        {"metric": "floor", "side": "floor", "unit": "ms", "value": 0.5, "copy_gb_per_s": 20.0},
+        {"metric": "memory", "unit": "MB", "value": 6.5},
+        {"metric": "memory", "side": "reference", "unit": "MB", "value": None, "why": "needs about 34 GB"},
+        {"metric": "error", "stage": "backward", "unit": "of the largest value", "value": 3e-7},
+    ]
+    return json.loads(
+        json.dumps({"provenance": {"cpu": "one", "cores": 2}, "rows": [common | row for row in measured]})
+    )
+
+
+def around(value: float) -> dict[str, float]:
+    return {"value": value, "p20": 0.9 * value, "p80": 1.1 * value, "samples": 9}
 
 
 def row_of(result: dict[str, Any], metric: str) -> dict[str, Any]:
@@ -32,6 +50,12 @@ def scale(row: dict[str, Any], factor: float) -> None:
     for name in ("value", "p20", "p80"):
         if name in row:
             row[name] *= factor
+
+
+def write(tmp_path: Path, result: dict[str, Any]) -> str:
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(result))
+    return str(path)
 
 
 def run(tmp_path: Path, old: dict[str, Any], new: dict[str, Any], *options: str) -> int:
@@ -122,6 +146,33 @@ def test_times_of_another_machine_are_left_out(tmp_path: Path, result: dict[str,
     assert run(tmp_path, result, new) == 1
 
 
+def test_some_metrics_and_a_factor_of_two(
+    tmp_path: Path, result: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the guard compares: absolute times say nothing, and ratios must be less than half to be worse."""
+    guard = ("--metric", "ratio", "--noise", "1")
+    new = copy.deepcopy(result)
+    for row in new["rows"]:
+        if row["metric"] == "time":
+            scale(row, 9.0)
+    scale(row_of(new, "ratio"), 0.55)
+    assert run(tmp_path, result, new, *guard) == 0
+    assert capsys.readouterr().out.startswith("2 compared, 0 changed")
+    scale(row_of(new, "ratio"), 0.5 / 0.55 * 0.9)
+    assert run(tmp_path, result, new, *guard) == 1
+    assert "both ratio against reference, headline: joint histogram" in capsys.readouterr().out
+
+
+def test_what_was_left_out_is_no_measurement(
+    tmp_path: Path, result: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = copy.deepcopy(result)
+    row_of(new, "memory")["value"] = None
+    assert run(tmp_path, result, new) == 0
+    assert "gone" in capsys.readouterr().out
+    assert run(tmp_path, new, new) == 0
+
+
 def test_rows_of_one_result_alone(
     tmp_path: Path, result: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,13 +182,14 @@ def test_rows_of_one_result_alone(
     out = capsys.readouterr().out
     assert "gone" in out
     assert "new " in out
-    assert "7 bins" in out
+    assert "K = 7" in out
 
 
 def test_errors(tmp_path: Path, result: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, result)
     for options, message in (
-        (["nowhere.json", str(COMMITTED)], "nowhere.json"),
-        ([str(COMMITTED), str(COMMITTED), "--noise", "-1"], "--noise must be at least 0"),
+        (["nowhere.json", path], "nowhere.json"),
+        ([path, path, "--noise", "-1"], "--noise must be at least 0"),
     ):
         with pytest.raises(SystemExit):
             compare.main(options)

@@ -19,7 +19,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import run  # noqa: E402
 import training_step  # noqa: E402
-from cases import SIDES  # noqa: E402
+from training_step import SIDES  # noqa: E402
 
 SIZE = training_step.QUICK
 
@@ -42,15 +42,15 @@ def test_a_run_writes_rows_of_both_sides(result: dict[str, Any]) -> None:
         step, losses, share = (rows[(side, *figure)] for figure in figures)
         assert 0 < losses["value"] < step["value"]
         assert 0 < share["p20"] <= share["value"] <= share["p80"] < 100
-        assert (step["shape"], step["bins"], step["samples"]) == ([2, 3, 32, 32], SIZE.bins, SIZE.rounds)
+        assert (step["shape"], step["bins"], step["threads"]) == ([2, 3, 32, 32], SIZE.bins, 1)
+        assert step["samples"] == training_step.QUICK_ROUNDS
     assert [rows[side, "time", "step"]["images at once"] for side in SIDES] == [2, 1]
 
 
 def test_a_run_says_where_it_was_made(result: dict[str, Any]) -> None:
     made_with = result["provenance"]
     assert made_with["version"] == histloss.__version__
-    assert made_with["malloc"] == run.KIND_HEAP
-    assert made_with["threads"] == SIZE.threads
+    assert made_with["malloc"] == run.KEPT_PAGES
     assert made_with["command"].startswith("python benchmarks/training_step.py --quick --output")
 
 
