@@ -70,7 +70,7 @@ format: $(REQUIREMENTS)
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(SOURCES) $(EMULATOR)
 
-# Two minutes: is this library worth installing? Then everything, in about twenty; it writes
+# Two minutes: is this library worth installing? Then everything, in about 25; it writes
 # benchmarks/results/<version>/<hardware>.json.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/run.py

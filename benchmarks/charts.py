@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -131,7 +130,7 @@ def curves(suite: Suite, axis: Axis, metric: str) -> Curves:
 
 def lines(suite: Suite, axis: Axis, metric: str, ax: Axes) -> None:
     """A metric over an axis, both logarithmic; times and ratios with their 20th to 80th percentile."""
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator
 
     (unit, scale), drawn = UNITS[metric], curves(suite, axis, metric)
     works = list(dict.fromkeys(name for name, _ in drawn))
@@ -149,6 +148,8 @@ def lines(suite: Suite, axis: Axis, metric: str, ax: Axes) -> None:
     ax.minorticks_off()
     ax.margins(x=0.08)
     ax.yaxis.set_major_formatter(EngFormatter(unit) if unit else lambda value, _: f"{value:,g}x")
+    if metric == "ratio":
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     if metric == "memory":
         mark_no_room(suite, axis, ax)
     if metric != "ratio":
@@ -241,6 +242,7 @@ def distances(suite: Suite, ax: Axes) -> None:
     ax.axvline(1, color=LIMIT, linewidth=2)
     ax.set(xscale="log", title="times the machine's floor", xlabel="1x: as fast as the machine can")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,g}x")
+    ax.tick_params(axis="x", labelsize=10)
     ax.minorticks_off()
-    ax.set_yticks(range(len(cases)), [textwrap.fill(name, 20) for name in names(cases).values()])
+    ax.set_yticks(range(len(cases)), names(cases).values(), fontsize=10)
     ax.invert_yaxis()

@@ -160,7 +160,7 @@ def block(result: Result, source: str) -> str:
             f"turns in one run; `{label(GIVEN)}` is `histloss.reference` on a heap that keeps its pages, the",
             "kindest to it. Extra memory: the peak beyond inputs, outputs and gradients, histloss / eager.",
             "Error: the largest against float64, relative to the largest value, forward / gradients.",
-            *(["† memory cannot keep those pages: in huge pages, which is a little slower."] * in_huge_pages),
+            *(["† memory cannot keep those pages: in huge pages, up to 1.7 times slower."] * in_huge_pages),
             f"Measured {made['date'][:10]} at {commit(result)}: [every figure]({stem}.md), [data]({source}).",
             "",
         ]
@@ -267,7 +267,7 @@ def targets(result: Result) -> list[str]:
         what = f"{WHAT[target.metric]}{against}{'' if target.stage == 'both' else f', {target.stage}'}"
         limit = f"at {'least' if more else 'most'} {figure(worst | {'value': target.limit})}"
         verdict = "reached" if target.reached(worst["value"]) else "**MISSED**"
-        cells.append([verdict, name_of(case_of(worst)), what, limit, figure(worst)])
+        cells.append([verdict, name_of(case_of(worst)), what, limit, figure(worst) + mark(worst)])
     reached = sum(cell[0] == "reached" for cell in cells)
     header = ["target", "worst case", "what", "limit", "measured"]
     return [f"{reached} of {len(cells)} targets are reached.", "", *table(header, sorted(cells))]

@@ -209,7 +209,7 @@ SIDES: Mapping[str, Side] = {
         Side(
             MONAI,
             "Gaussian",
-            "a range but 0 to 1, a boundary, weights, a histogram for each channel",
+            "any range but 0 to 1, a boundary, weights, a histogram for each channel",
             ("mi_loss",),
             monai("gaussian"),
             lambda case: 10,
@@ -218,7 +218,7 @@ SIDES: Mapping[str, Side] = {
         Side(
             MONAI_SPLINE,
             "cubic B-spline by box",
-            "a range but the batch's own, a gradient of the target, weights, a histogram for each channel",
+            "any range but the batch's own, a gradient of the target, weights, a histogram for each channel",
             ("mi_loss",),
             monai("b-spline"),
             lambda case: 12,
@@ -247,7 +247,7 @@ SIDES: Mapping[str, Side] = {
         Side(
             MATTES,
             "cubic B-spline by box",
-            "gradients of the images (it has those of a transform), batches, a range but the images' own",
+            "gradients of the images (it has those of a transform), batches, any range but the images' own",
             ("mi_loss",),
             mattes,
             lambda case: 0,
