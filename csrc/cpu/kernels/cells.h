@@ -13,6 +13,11 @@ constexpr int kBatch = 64;         // pixels whose activations are kept at a tim
 constexpr int kNodes = 16;         // of an axis; rows of a gradient's tiles may have 8
 constexpr int kTile = kNodes * kNodes;
 
+// e^(a t) and e^(-a t) of sixteen pixels.
+struct Exponential {
+  F32 e, inverse;
+};
+
 struct CellAxis {
   Position<float> position;
   const CellBasis& basis;
@@ -37,16 +42,16 @@ struct CellAxis {
     return __builtin_convertvector(valid ? f : F32{}, I32);
   }
 
-  // e^(a t) and e^(-a t) of sixteen pixels, t being the distance of z + rest from the centre of their cell.
-  HISTLOSS_INLINE void exponentials(F32 z, F32 rest, F32& e, F32& inverse) const {
+  // t being the distance of z + rest from the centre of its cell.
+  HISTLOSS_INLINE Exponential exponential(F32 z, F32 rest) const {
     I32 valid;
     const F32 at = place(z), index = __builtin_convertvector(cell(at, valid), F32);
     const F32 bin = __builtin_convertvector(__builtin_convertvector(valid ? at : F32{}, I32), F32) + 0.5f;
     const F32 whole = bin - (index + 0.5f) * static_cast<float>(basis.cell_bins);
     const F32 fraction =
         position.distance(z, bin - static_cast<float>(position.margin)) + rest * position.inverse_width;
-    e = exp_scaled(whole, fraction, basis.a, basis.a_low);
-    inverse = reciprocal(e);
+    const F32 e = exp_scaled(whole, fraction, basis.a, basis.a_low);
+    return {e, reciprocal(e)};
   }
 };
 
@@ -210,17 +215,14 @@ HISTLOSS_INLINE F32 two_lanes(F32 v) {
   return __builtin_shufflevector(v, v, a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b);
 }
 
-// e^(a t) and e^(-a t) of a batch's pixels: first all of them, since each is a long chain of dependent steps.
+// Those of a batch's pixels: first all of them, since each is a long chain of dependent steps.
 struct Exponentials {
   alignas(64) float e[kBatch];
   alignas(64) float inverse[kBatch];
 
-  template <class AnyAxis>
-  HISTLOSS_INLINE void set(int64_t i, const AnyAxis& axis, F32 z, F32 rest) {
-    F32 up, down;
-    axis.exponentials(z, rest, up, down);
-    store(e + i, up);
-    store(inverse + i, down);
+  HISTLOSS_INLINE void set(int64_t i, Exponential of) {
+    store(e + i, of.e);
+    store(inverse + i, of.inverse);
   }
 };
 

@@ -83,8 +83,8 @@ void add_tiles(const Tiles& tiles, const TileOrder& order, const Rests& rests, c
       F32 zx, zy;
       order.pixels(start + i, zx, zy);
       const uint16_t* const number = order.index() + start + i;
-      of_x.set(i, tiles.x, zx, rests_of(rests.x, number));
-      of_y.set(i, tiles.y, zy, rests_of(rests.y, number));
+      of_x.set(i, tiles.x.exponential(zx, rests_of(rests.x, number)));
+      of_y.set(i, tiles.y.exponential(zy, rests_of(rests.y, number)));
     }
     activate<kNodes, false>(nodes_x, of_x, n, x);
     activate<kNodes, false>(nodes_y, of_y, n, y);
@@ -268,7 +268,7 @@ void add_windows(WindowBatch& batch, const PatchOrder& order, int64_t plane, int
   const int64_t last = order.begin_of_row(plane, row + 1);
   for (int64_t start = order.begin_of_row(plane, row); start < last; start += kBatch) {
     const int64_t n = last - start < kBatch ? last - start : kBatch;
-    batch.set<false>(order, plane, start, n);
+    batch.set<false>(order, plane, row, start, n);
     const uint32_t* const index = order.index(plane, start);
     for (int64_t k = 0; k < n; ++k) {
       F32 pi = loadf(batch.x.pi + k * kNodes);

@@ -82,8 +82,8 @@ void gather(const Tiles& tiles, const TileOrder& order, const Rests& rests, cons
       F32 zx, zy;
       order.pixels(start + i, zx, zy);
       const uint16_t* const number = order.index() + start + i;
-      of_x.set(i, tiles.x, zx, rests_of(rests.x, number));
-      of_y.set(i, tiles.y, zy, rests_of(rests.y, number));
+      of_x.set(i, tiles.x.exponential(zx, rests_of(rests.x, number)));
+      of_y.set(i, tiles.y.exponential(zy, rests_of(rests.y, number)));
     }
     activate<NODES, X>(nodes_x, of_x, n, x);
     order.runs(start, start + n, tile, [&](int64_t t, int64_t first, int64_t last) {
@@ -201,7 +201,7 @@ void gather_windows(WindowBatch& batch, const PatchOrder& order, int64_t plane, 
   const int64_t last = order.begin_of_row(plane, row + 1);
   for (int64_t start = order.begin_of_row(plane, row); start < last; start += kBatch) {
     const int64_t n = last - start < kBatch ? last - start : kBatch;
-    batch.set<true>(order, plane, start, n);
+    batch.set<true>(order, plane, row, start, n);
     for (int64_t k = 0; k < n; ++k) {
       const float* const columns = batch.columns(ring, k);
       const int64_t* const offset = batch.row_offsets(ring, k);

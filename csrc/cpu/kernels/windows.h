@@ -52,12 +52,11 @@ struct WindowAxis {
     return __builtin_convertvector(valid ? at : F32{}, I32);
   }
 
-  // e^(a t) and e^(-a t), t being the distance of z + rest from the group's edge.
-  HISTLOSS_INLINE void exponentials(F32 z, F32 rest, F32& e, F32& inverse) const {
-    I32 valid;
-    const F32 edge = __builtin_convertvector(group(z, valid), F32) - static_cast<float>(position.margin);
-    e = exp_scaled(F32{}, position.distance(z, edge) + rest * position.inverse_width, a, a_low);
-    inverse = reciprocal(e);
+  // t being the distance of z + rest from its group's edge.
+  HISTLOSS_INLINE Exponential exponential(F32 z, I32 group, F32 rest) const {
+    const F32 edge = __builtin_convertvector(group, F32) - static_cast<float>(position.margin);
+    const F32 e = exp_scaled(F32{}, position.distance(z, edge) + rest * position.inverse_width, a, a_low);
+    return {e, reciprocal(e)};
   }
 
  private:
@@ -78,8 +77,8 @@ class PatchOrder {
         pixels_(pixels),
         columns_((y.groups + kPatchColumns - 1) / kPatchColumns),
         places_(rows * columns_ + 1),
-        parts_(pixels, kPart, pixels, kPart),
-        key_(planes * parts_.count * kPart),
+        parts_(pixels, kPart, kMostParts, kPart),
+        key_(planes * parts_.count * parts_.size),
         next_(planes * parts_.count * places_),
         pairs_(planes * 2 * padded()),
         index_(planes * padded()),
@@ -152,12 +151,13 @@ class PatchOrder {
   }
 
  private:
-  static constexpr int64_t kPart = 16384;
+  static constexpr int64_t kPart = 16384;  // pixels
+  static constexpr int64_t kMostParts = 256;
 
   static bool folds(const WindowAxis& axis) { return axis.position.boundary != Boundary::open; }
   int64_t padded() const { return pixels_ + kBatch; }
   int32_t* keys(int64_t plane, int64_t part) const {
-    return key_.get() + (plane * parts_.count + part) * kPart;
+    return key_.get() + (plane * parts_.count + part) * parts_.size;
   }
   uint32_t* counters(int64_t plane, int64_t part) const {
     return next_.get() + (plane * parts_.count + part) * places_;
@@ -273,16 +273,21 @@ struct WindowBatch {
   WindowBatch(const WindowAxis& ax, const WindowAxis& ay)
       : axis_x(ax), axis_y(ay), nodes_x(ax.nodes()), nodes_y(ay.nodes()) {}
 
+  // Of a row of patches: a group is kept in it even if a compiler rounds it otherwise here than where pixels
+  // are counted.
   template <bool SLOPE>
-  HISTLOSS_INLINE void set(const PatchOrder& order, int64_t plane, int64_t place, int64_t n) {
+  HISTLOSS_INLINE void set(const PatchOrder& order, int64_t plane, int64_t row, int64_t place, int64_t n) {
+    const I32 first = splat<I32>(static_cast<int32_t>(row * kPatchRows));
+    const I32 last = first + static_cast<int32_t>(kPatchRows - 1);
     for (int64_t i = 0; i < n; i += 16) {
       F32 zx, zy, rest_x, rest_y;
       I32 valid;
       order.pixels(plane, place + i, zx, zy, rest_x, rest_y);
-      store(group_x + i, axis_x.group(zx, valid));
-      store(group_y + i, axis_y.group(zy, valid));
-      of_x.set(i, axis_x, zx, rest_x);
-      of_y.set(i, axis_y, zy, rest_y);
+      const I32 gx = minimum(maximum(axis_x.group(zx, valid), first), last), gy = axis_y.group(zy, valid);
+      store(group_x + i, gx);
+      store(group_y + i, gy);
+      of_x.set(i, axis_x.exponential(zx, gx, rest_x));
+      of_y.set(i, axis_y.exponential(zy, gy, rest_y));
     }
     activate<kNodes, SLOPE>(nodes_x, of_x, n, x);
     activate<kNodes, SLOPE>(nodes_y, of_y, n, y);
