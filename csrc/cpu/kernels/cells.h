@@ -274,30 +274,49 @@ HISTLOSS_INLINE bool tiles_pay(const Tiles& tiles, int64_t size, const Pixels& p
   return pixels.count * taps >= 4 * tiles.count * size;
 }
 
-// out[c] = the sum of weight[i] times vector from[offset[i] + c step], c in [0, count). Four at a time:
-// independent sums hide the latency of each.
-template <int AT_ONCE>
-HISTLOSS_INLINE void combine_some(const float* from, int64_t step, const int64_t* offset, const float* weight,
-                                  int64_t terms, float* out, int64_t out_step) {
-  F32 sum[AT_ONCE];
+// Rows of a mix that take the same vectors: vector c of row r, at out[r] + c out_step, is the sum over i of
+// weight[r][i] times the vector at from + offset[i] + c step.
+template <int ROWS>
+struct MixedRows {
+  const float* weight[ROWS];
+  float* out[ROWS];
+  int64_t out_step;
+};
+
+// Several vectors at once: independent sums hide the latency of each, and a vector that is loaded serves all
+// rows.
+template <int AT_ONCE, int ROWS>
+HISTLOSS_INLINE void combine_some(const float* from, int64_t step, const int64_t* offset, int64_t terms,
+                                  const MixedRows<ROWS>& rows, int64_t first) {
+  F32 sum[ROWS][AT_ONCE];
 #pragma GCC unroll 4
-  for (int c = 0; c < AT_ONCE; ++c) sum[c] = F32{};
-  for (int64_t i = 0; i < terms; ++i) {
-    const float* const vector = from + offset[i];
+  for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-    for (int c = 0; c < AT_ONCE; ++c) sum[c] += weight[i] * loadf(vector + c * step);
-  }
+    for (int c = 0; c < AT_ONCE; ++c) sum[r][c] = F32{};
+  for (int64_t i = 0; i < terms; ++i)
 #pragma GCC unroll 4
-  for (int c = 0; c < AT_ONCE; ++c) store(out + c * out_step, sum[c]);
+    for (int c = 0; c < AT_ONCE; ++c) {
+      const F32 vector = loadf(from + offset[i] + (first + c) * step);
+#pragma GCC unroll 4
+      for (int r = 0; r < ROWS; ++r) sum[r][c] += rows.weight[r][i] * vector;
+    }
+#pragma GCC unroll 4
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < AT_ONCE; ++c) store(rows.out[r] + (first + c) * rows.out_step, sum[r][c]);
 }
 
-HISTLOSS_INLINE void combine(const float* from, int64_t step, const int64_t* offset, const float* weight,
-                             int64_t terms, int64_t count, float* out, int64_t out_step) {
+template <int ROWS>
+HISTLOSS_INLINE void combine(const float* from, int64_t step, const int64_t* offset, int64_t terms,
+                             int64_t count, const MixedRows<ROWS>& rows) {
+#if defined(__AVX512F__)
+  constexpr int at_once = 4;
+#else
+  constexpr int at_once = ROWS == 1 ? 4 : 1;  // what registers hold
+#endif
   int64_t c = 0;
-  for (; c + 4 <= count; c += 4)
-    combine_some<4>(from + c * step, step, offset, weight, terms, out + c * out_step, out_step);
-  for (; c < count; ++c)
-    combine_some<1>(from + c * step, step, offset, weight, terms, out + c * out_step, out_step);
+  for (; c + at_once <= count; c += at_once) combine_some<at_once>(from, step, offset, terms, rows, c);
+  for (; c < count; ++c) combine_some<1>(from, step, offset, terms, rows, c);
 }
 
 // The mix along one axis: bin k's sums are those of weight[i] times the vectors at offset[i], i in [begin[k],
@@ -305,23 +324,37 @@ HISTLOSS_INLINE void combine(const float* from, int64_t step, const int64_t* off
 class Mix {
  public:
   Mix(const CellAxis& axis, const Fold& fold, int64_t step)
-      : cell_step(step), begin(fold.bins + 1), offset(capacity(axis, fold)), weight(capacity(axis, fold)) {
+      : cell_step(step),
+        begin(fold.bins + 1),
+        like_next(fold.bins),
+        offset(capacity(axis, fold)),
+        weight(capacity(axis, fold)) {
     int64_t terms = 0;
     for (int64_t k = 0; k < fold.bins; ++k) {
       begin[k] = terms;
       fold.each(k, [&](int64_t i) { add(axis, i, terms); });
     }
     begin[fold.bins] = terms;
+    for (int64_t k = 0; k < fold.bins; ++k) like_next[k] = k + 1 < fold.bins && same_vectors(k, k + 1);
   }
 
+  int64_t terms(int64_t k) const { return begin[k + 1] - begin[k]; }
+
   const int64_t cell_step;
-  const Scratch<int64_t> begin, offset;
+  const Scratch<int64_t> begin;
+  const Scratch<uint8_t> like_next;  // whether bin k + 1 has the offsets of bin k
+  const Scratch<int64_t> offset;
   const Scratch<float> weight;
 
  private:
   static int64_t capacity(const CellAxis& axis, const Fold& fold) {
     return fold.length * axis.basis.nodes *
            ((axis.basis.taps + axis.basis.cell_bins - 1) / axis.basis.cell_bins);
+  }
+
+  bool same_vectors(int64_t k, int64_t l) const {
+    return terms(k) == terms(l) && std::memcmp(offset.get() + begin[k], offset.get() + begin[l],
+                                               static_cast<std::size_t>(terms(k)) * sizeof(int64_t)) == 0;
   }
 
   // The terms of index i of the extended range.

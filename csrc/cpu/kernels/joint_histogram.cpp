@@ -162,10 +162,14 @@ class MixRows {
   }
 
   void compute(const float* sums, int64_t k, int64_t count, float scale, float* out) const {
-    for (int64_t row = 0; row < count; ++row) {
-      const int64_t first = mix_x_.begin[k + row], terms = mix_x_.begin[k + row + 1] - first;
-      combine(sums, kTile, mix_x_.offset.get() + first, mix_x_.weight.get() + first, terms, nodes_y_ / kNodes,
-              rows_.get() + row * nodes_y_, kNodes);
+    for (int64_t row = 0; row < count;) {
+      const auto like = [&](int64_t i) { return row + i + 1 < count && mix_x_.like_next[k + row + i]; };
+      if (like(0) && like(1) && like(2))
+        mix_rows<4>(sums, k, row), row += 4;
+      else if (like(0))
+        mix_rows<2>(sums, k, row), row += 2;
+      else
+        mix_rows<1>(sums, k, row), row += 1;
     }
     for (int64_t node = 0; node < nodes_y_; node += 16) {
       F32 block[16];
@@ -192,6 +196,18 @@ class MixRows {
   }
 
  private:
+  template <int ROWS>
+  HISTLOSS_INLINE void mix_rows(const float* sums, int64_t k, int64_t row) const {
+    MixedRows<ROWS> rows;
+    for (int r = 0; r < ROWS; ++r) {
+      rows.weight[r] = mix_x_.weight.get() + mix_x_.begin[k + row + r];
+      rows.out[r] = rows_.get() + (row + r) * nodes_y_;
+    }
+    rows.out_step = kNodes;
+    combine(sums, kTile, mix_x_.offset.get() + mix_x_.begin[k + row], mix_x_.terms(k + row),
+            nodes_y_ / kNodes, rows);
+  }
+
   HISTLOSS_INLINE F32 mix_column(int64_t l) const {
     const float *const weight = mix_y_.weight.get(), *const columns = columns_.get();
     const int64_t* const offset = mix_y_.offset.get();

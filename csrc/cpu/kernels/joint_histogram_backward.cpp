@@ -8,40 +8,58 @@ namespace {
 // ---- by tiles: the gradient is folded onto the nodes of every tile once, then each pixel meets only those:
 // 8 or 16 nodes of x (rows), 16 of y (columns)
 
-// Bins of row k to the nodes of y: (cells of y, 16).
-void fold_columns(const CellAxis& axis, const Fold& fold, const float* grad, float* extended, float* nodes) {
-  const CellBasis& basis = axis.basis;
-  fold.unfold(grad, extended);
+// Cells are independent sums, which hide the latency of each.
+template <int CELLS>
+HISTLOSS_INLINE void fold_cells(const CellBasis& basis, const float* extended, int64_t first, float* nodes) {
+  const float* const taps = extended + first * basis.cell_bins;
   const int before = basis.outer_taps / 2;
-  for (int64_t cell = 0; cell < axis.count; ++cell) {
-    const float* taps = extended + cell * basis.cell_bins;
-    F32 sum{};
-    if (basis.node_taps != 0) sum = loadf(taps + before);
-    for (int o = 0; o < before; ++o) sum += taps[o] * loadf(basis.mix + o * kNodes);
-    for (int o = before; o < basis.outer_taps; ++o)
-      sum += taps[o + basis.node_taps] * loadf(basis.mix + o * kNodes);
-    store(nodes + cell * kNodes, sum);
-  }
+  F32 sum[CELLS];
+#pragma GCC unroll 4
+  for (int c = 0; c < CELLS; ++c)
+    sum[c] = basis.node_taps != 0 ? loadf(taps + c * basis.cell_bins + before) : F32{};
+  const auto add = [&](int o, int tap) {
+    const F32 weight = loadf(basis.mix + o * kNodes);
+#pragma GCC unroll 4
+    for (int c = 0; c < CELLS; ++c) sum[c] += taps[c * basis.cell_bins + tap] * weight;
+  };
+  for (int o = 0; o < before; ++o) add(o, o);
+  for (int o = before; o < basis.outer_taps; ++o) add(o, o + basis.node_taps);
+#pragma GCC unroll 4
+  for (int c = 0; c < CELLS; ++c) store(nodes + (first + c) * kNodes, sum[c]);
 }
 
-// Rows of one cell of x to its nodes: (cells of y, nodes of x, 16).
-void fold_rows(const Tiles& tiles, const Fold& fold, int64_t cell, const float* columns, float* weight,
+// Bins of row k to the nodes of y: (cells of y, 16).
+void fold_columns(const CellAxis& axis, const Fold& fold, const float* grad, float* extended, float* nodes) {
+  fold.unfold(grad, extended);
+  int64_t cell = 0;
+  for (; cell + 4 <= axis.count; cell += 4) fold_cells<4>(axis.basis, extended, cell, nodes);
+  for (; cell < axis.count; ++cell) fold_cells<1>(axis.basis, extended, cell, nodes);
+}
+
+// Rows of one cell of x to some of its nodes, from node r on: (cells of y, nodes of x, 16). Only where no tap
+// is a node are several nodes mixed of the same rows.
+template <int NODES_AT_ONCE>
+void fold_rows(const Tiles& tiles, const Fold& fold, int64_t cell, int r, const float* columns, float* weight,
                int64_t* offset, float* out) {
   const CellBasis& basis = tiles.x.basis;
   const int64_t row_size = tiles.y.count * kNodes, first = cell * basis.cell_bins;
-  const int before = basis.outer_taps / 2;
-  for (int r = 0; r < basis.nodes; ++r) {
-    int64_t terms = 0;
-    const auto add = [&](int64_t tap, float w) {
-      const int64_t k = fold.bin(first + tap);
-      if (k < 0) return;
-      offset[terms] = k * row_size;
-      weight[terms++] = w;
-    };
-    if (basis.node_taps != 0) add(before + r, 1.0f);
-    for (int o = 0; o < basis.outer_taps; ++o) add(basis.outer_position(o), basis.mix[o * basis.nodes + r]);
-    combine(columns, kNodes, offset, weight, terms, tiles.y.count, out + r * kNodes, basis.nodes * kNodes);
+  int64_t terms = 0;
+  const auto add = [&](int64_t tap, const auto& weight_of) {
+    const int64_t k = fold.bin(first + tap);
+    if (k < 0) return;
+    for (int n = 0; n < NODES_AT_ONCE; ++n) weight[n * basis.taps + terms] = weight_of(r + n);
+    offset[terms++] = k * row_size;
+  };
+  if (basis.node_taps != 0) add(basis.outer_taps / 2 + r, [](int) { return 1.0f; });
+  for (int o = 0; o < basis.outer_taps; ++o)
+    add(basis.outer_position(o), [&](int node) { return basis.mix[o * basis.nodes + node]; });
+  MixedRows<NODES_AT_ONCE> rows;
+  for (int n = 0; n < NODES_AT_ONCE; ++n) {
+    rows.weight[n] = weight + n * basis.taps;
+    rows.out[n] = out + (r + n) * kNodes;
   }
+  rows.out_step = basis.nodes * kNodes;
+  combine(columns, kNodes, offset, terms, tiles.y.count, rows);
 }
 
 struct Gradients {
@@ -146,6 +164,8 @@ void backward_by_tiles(const JointHistogramBackward& job, const Tiles& tiles) {
   const bool to_mass = job.grad_mass != nullptr;
   const double scale_x = pixels.share() * ax.basis.a / job.axis_x.width();
   const double scale_y = pixels.share() * ay.basis.a / job.axis_y.width();
+  const int nodes_at_once = ax.basis.node_taps == 0 ? 4 : 1;
+  const auto fold_node_rows = nodes_at_once == 4 ? fold_rows<4> : fold_rows<1>;
   const auto gather_pixels = !to_x             ? gather<NODES, false, true>
                              : to_y || to_mass ? gather<NODES, true, true>
                                                : gather<NODES, true, false>;
@@ -159,11 +179,12 @@ void backward_by_tiles(const JointHistogramBackward& job, const Tiles& tiles) {
                      extended.get(), columns.get() + task * ay.count * kNodes);
     });
     parallel_for(planes * ax.count, [&](int64_t begin, int64_t end) {
-      const Scratch<float> weight(ax.basis.taps);
+      const Scratch<float> weight(nodes_at_once * ax.basis.taps);
       const Scratch<int64_t> offset(ax.basis.taps);
       for (int64_t task = begin; task < end; ++task)
-        fold_rows(tiles, fold_x, task % ax.count, columns.get() + task / ax.count * column_size, weight.get(),
-                  offset.get(), nodes.get() + task * ay.count * NODES * kNodes);
+        for (int r = 0; r < NODES; r += nodes_at_once)
+          fold_node_rows(tiles, fold_x, task % ax.count, r, columns.get() + task / ax.count * column_size,
+                         weight.get(), offset.get(), nodes.get() + task * ay.count * NODES * kNodes);
     });
     parallel_for(planes * parts.count, [&](int64_t begin, int64_t end) {
       TileOrder order(tiles);
