@@ -215,7 +215,7 @@ HISTLOSS_INLINE F32 two_lanes(F32 v) {
   return __builtin_shufflevector(v, v, a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b);
 }
 
-// Those of a batch's pixels: first all of them, since each is a long chain of dependent steps.
+// The exponentials of a batch's pixels: first all of them, since each is a long chain of dependent steps.
 struct Exponentials {
   alignas(64) float e[kBatch];
   alignas(64) float inverse[kBatch];

@@ -362,23 +362,18 @@ void joint_by_windows(const JointHistogram& job, const WindowAxis& axis_x, const
     const int64_t planes = pixels.planes - plane0 < group ? pixels.planes - plane0 : group;
     float* const joint = static_cast<float*>(job.joint) + plane0 * kx * ky;
     order.sort(job, plane0, planes);
-    const int64_t shares = thread_count();
-    parallel_for(shares, [&](int64_t begin, int64_t end) {
+    order.each_share(planes, [&](int64_t first, int64_t last) {
       WindowBatch batch(axis_x, axis_y);
-      const Scratch<double> sums(Ring<double>::kRows * axis_y.row());
-      const Ring<double> ring(axis_y.row(), sums.get());
-      const int64_t first = order.begin_of_share(planes, begin, shares);
-      const int64_t last = order.begin_of_share(planes, end, shares);
+      const Ring<double> ring(axis_y.row());
       for (int64_t task = first; task < last; ++task) {
         const int64_t plane = task / order.rows, row = task % order.rows, i0 = row * kPatchRows;
         const float* mass = static_cast<const float*>(pixels.mass);
         if (mass != nullptr) mass += (plane0 + plane) * pixels.count;
-        if (task == first || row == 0) {
+        if (row == 0) {
           ring.clear(0, ring.kRows);
-          if (row > 0) {  // whose windows reach into this row
-            add_windows(batch, order, plane, row - 1, mass, ring);
-            ring.clear(i0 - kPatchRows, kPatchRows);
-          }
+        } else if (task == first) {  // windows of the row before reach into this one
+          add_windows(batch, order, plane, row - 1, mass, ring);
+          ring.clear(i0 - kPatchRows, kPatchRows);
         }
         add_windows(batch, order, plane, row, mass, ring);
         for (int64_t i = i0; i < i0 + kPatchRows && i < axis_x.length; ++i) {

@@ -285,14 +285,9 @@ void backward_by_windows(const JointHistogramBackward& job, const WindowAxis& ax
       return out;
     };
     order.sort(job, plane0, planes);
-    const int64_t shares = thread_count();
-    parallel_for(shares, [&](int64_t begin, int64_t end) {
+    order.each_share(planes, [&](int64_t first, int64_t last) {
       WindowBatch batch(axis_x, axis_y);
-      const Scratch<float> rows(Ring<float>::kRows * axis_y.row());
-      const Ring<float> ring(axis_y.row(), rows.get());
-      ring.clear(0, ring.kRows);  // beyond the extended range, where windows may end
-      const int64_t first = order.begin_of_share(planes, begin, shares);
-      const int64_t last = order.begin_of_share(planes, end, shares);
+      const Ring<float> ring(axis_y.row());
       for (int64_t task = first; task < last; ++task) {
         const int64_t plane = task / order.rows, row = task % order.rows, i0 = row * kPatchRows;
         const float* const grad = static_cast<const float*>(job.grad) + (plane0 + plane) * kx * ky;

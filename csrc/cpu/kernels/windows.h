@@ -124,17 +124,14 @@ class PatchOrder {
     return row == 0 ? 0 : counters(plane, parts_.count - 1)[row * columns_ - 1];
   }
 
-  // The rows of patches of some planes, row after row and plane after plane, in shares that cost the same:
-  // where a share begins, which is where the one before ends.
-  int64_t begin_of_share(int64_t planes, int64_t share, int64_t shares) const {
-    int64_t total = 0;
-    for (int64_t plane = 0; plane < planes; ++plane) total += cost(plane, rows);
-    const int64_t wanted = total * share / shares;
-    int64_t before = 0;
-    for (int64_t plane = 0; plane < planes; before += cost(plane, rows), ++plane)
-      for (int64_t row = 0; row < rows; ++row)
-        if (before + cost(plane, row) >= wanted) return plane * rows + row;
-    return planes * rows;
+  // visit(first, last) in parallel: the rows of patches of some planes, row after row and plane after plane,
+  // in shares that cost the same, one for each thread.
+  template <class Visit>
+  void each_share(int64_t planes, const Visit& visit) const {
+    const int64_t shares = thread_count();
+    parallel_for(shares, [&](int64_t begin, int64_t end) {
+      visit(begin_of_share(planes, begin, shares), begin_of_share(planes, end, shares));
+    });
   }
 
   // Sixteen pixels' values of x and y, and what was rounded off them, from a place on.
@@ -170,6 +167,18 @@ class PatchOrder {
   int64_t cost(int64_t plane, int64_t row) const {
     constexpr int64_t empty_row = 128;
     return begin_of_row(plane, row) + row * empty_row;
+  }
+
+  // Where a share begins, which is where the one before ends.
+  int64_t begin_of_share(int64_t planes, int64_t share, int64_t shares) const {
+    int64_t total = 0;
+    for (int64_t plane = 0; plane < planes; ++plane) total += cost(plane, rows);
+    const int64_t wanted = total * share / shares;
+    int64_t before = 0;
+    for (int64_t plane = 0; plane < planes; before += cost(plane, rows), ++plane)
+      for (int64_t row = 0; row < rows; ++row)
+        if (before + cost(plane, row) >= wanted) return plane * rows + row;
+    return planes * rows;
   }
 
   void count(int64_t plane, int64_t part, int64_t n, const FoldedPair<float>& pixels) {
@@ -241,20 +250,21 @@ class PatchOrder {
 };
 
 // The rows that the windows of one row of patches may meet, and no others: they stay in the cache while the
-// patches pass.
+// patches pass. They begin as 0: windows may end beyond the extended range.
 template <class T>
 struct Ring {
   static constexpr int64_t kRows = kPatchRows + kNodes;
 
   const int64_t stride;
-  T* const rows;
+  const Scratch<T> rows;
   int64_t offset[2 * kRows];  // of row i at i % kRows, and of those after it
 
-  Ring(int64_t row_stride, T* memory) : stride(row_stride), rows(memory) {
+  explicit Ring(int64_t row_stride) : stride(row_stride), rows(kRows * row_stride) {
     for (int64_t i = 0; i < 2 * kRows; ++i) offset[i] = i % kRows * stride;
+    clear(0, kRows);
   }
 
-  T* row(int64_t i) const { return rows + offset[i % kRows]; }
+  T* row(int64_t i) const { return rows.get() + offset[i % kRows]; }
   void clear(int64_t first, int64_t count) const {
     for (int64_t i = first; i < first + count; ++i)
       std::memset(row(i), 0, static_cast<std::size_t>(stride) * sizeof(T));
@@ -296,7 +306,7 @@ struct WindowBatch {
   // The column and the row offsets of pixel k's window.
   template <class T>
   HISTLOSS_INLINE T* columns(const Ring<T>& ring, int64_t k) const {
-    return ring.rows + group_y[k];
+    return ring.rows.get() + group_y[k];
   }
   template <class T>
   HISTLOSS_INLINE const int64_t* row_offsets(const Ring<T>& ring, int64_t k) const {
