@@ -145,7 +145,11 @@ SUITES: dict[str, tuple[Comparison, ...]] = {
     ),
     "bandwidth": tuple(
         Comparison(replace(case, shape=PLANE), metrics=TIME_ERROR)
-        for case in vary(vary((JOINT_OPEN,), "bins", (64, 256)), "bandwidth", BANDWIDTHS)
+        for case in vary(
+            (*vary((JOINT_OPEN,), "bins", (64, 256)), replace(JOINT_REFLECT, bins=16)),
+            "bandwidth",
+            BANDWIDTHS,
+        )
     ),
     "threads": tuple(
         Comparison(case, metrics=TIME) for case in vary((JOINT_OPEN, SOFT_REFLECT, MAPS), "threads", (1, 2))
