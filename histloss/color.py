@@ -28,7 +28,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .binning import accumulation_dtype, check_color_image
+from .checks import accumulation_dtype, check_color_image
 
 _Channels = tuple[Tensor, Tensor, Tensor]
 

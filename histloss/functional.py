@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import autograd, native, reference
-from . import binning as checks
+from . import autograd, checks, native, reference
+from .binning import binning, binning_pair
 
 
 def activation_maps(
@@ -35,7 +35,7 @@ def activation_maps(
     Raises:
         TypeError, ValueError: an argument is not as described.
     """
-    axis = checks.binning(bins, range, bandwidth, boundary)
+    axis = binning(bins, range, bandwidth, boundary)
     checks.check_image("x", x)
     maps = autograd.activation_maps if native.available(x) else reference.plane_maps
     return maps(reference.planes(x), axis).reshape(*x.shape[:2], axis.bins, *x.shape[2:])
@@ -74,7 +74,7 @@ def soft_histogram(
     Raises:
         TypeError, ValueError: an argument is not as described.
     """
-    axis = checks.binning(bins, range, bandwidth, boundary)
+    axis = binning(bins, range, bandwidth, boundary)
     checks.check_image("x", x)
     mass = reference.plane_mass(weight, x)
     histogram = autograd.soft_histogram if native.available(x) else reference.plane_histogram
@@ -109,7 +109,7 @@ def joint_histogram(
     Raises:
         TypeError, ValueError: an argument is not as described.
     """
-    axis_x, axis_y = checks.binning_pair(bins, range, bandwidth, boundary)
+    axis_x, axis_y = binning_pair(bins, range, bandwidth, boundary)
     checks.check_image("x", x)
     checks.check_image_pair(x, y)
     if x.dtype != y.dtype:

@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from .binning import accumulation_dtype
+from .checks import accumulation_dtype
 
 
 class LibraryInfo(TypedDict):

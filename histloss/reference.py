@@ -18,8 +18,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from . import binning as checks
-from .binning import Binning, accumulation_dtype
+from . import checks
+from .binning import Binning, binning, binning_pair
+from .checks import accumulation_dtype
 
 EMD_FORMS = ("squared", "norm")
 MI_MODES = ("mi", "relative", "conditional_entropy", "nmi")
@@ -34,7 +35,7 @@ def activation_maps(
     boundary: str = "reflect",
 ) -> Tensor:
     """Pi_k(x), Eq. 6: (B, C, *spatial) -> (B, C, K, *spatial)."""
-    axis = checks.binning(bins, range, bandwidth, boundary)
+    axis = binning(bins, range, bandwidth, boundary)
     checks.check_image("x", x)
     maps = plane_maps(planes(x), axis)
     return maps.reshape(*x.shape[:2], axis.bins, *x.shape[2:])
@@ -50,7 +51,7 @@ def soft_histogram(
     weight: Tensor | None = None,
 ) -> Tensor:
     """P(k) = mean over the pixels of Pi_k, Eq. 5: (B, C, *spatial) -> (B, C, K)."""
-    axis = checks.binning(bins, range, bandwidth, boundary)
+    axis = binning(bins, range, bandwidth, boundary)
     checks.check_image("x", x)
     h = plane_histogram(planes(x), plane_mass(weight, x), axis)
     return h.reshape(*x.shape[:2], axis.bins)
@@ -67,7 +68,7 @@ def joint_histogram(
     weight: Tensor | None = None,
 ) -> Tensor:
     """J(k, l) = mean over the pixels of Pi_k(x) Pi_l(y), Eq. 12, 13: (B, C, *spatial) -> (B, C, Kx, Ky)."""
-    axis_x, axis_y = checks.binning_pair(bins, range, bandwidth, boundary)
+    axis_x, axis_y = binning_pair(bins, range, bandwidth, boundary)
     checks.check_image("x", x)
     checks.check_image_pair(x, y)
     j = plane_joint(planes(x), planes(y), plane_mass(weight, x), axis_x, axis_y)

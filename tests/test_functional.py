@@ -16,7 +16,8 @@ import histloss
 from asserters import assert_gradient, assert_value
 from devices import here, on_cpu
 from histloss import reference
-from histloss.binning import BOUNDARIES, DTYPES, accumulation_dtype
+from histloss.binning import BOUNDARIES
+from histloss.checks import DTYPES, accumulation_dtype
 from tolerances import TOLERANCES
 
 F64 = torch.float64

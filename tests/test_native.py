@@ -19,7 +19,8 @@ from torch._subclasses import FakeTensorMode
 
 import histloss
 from histloss import native
-from histloss.binning import DTYPES, Binning, accumulation_dtype
+from histloss.binning import Binning
+from histloss.checks import DTYPES, accumulation_dtype
 
 PLANES, PIXELS = 3, 17
 AXIS_X, AXIS_Y = Binning(bins=5), Binning(7, 0.0, 1.0, 0.8, "cyclic")

@@ -24,7 +24,8 @@ import histloss
 from asserters import assert_gradient, assert_value
 from devices import on_cpu
 from histloss import native, reference
-from histloss.binning import BOUNDARIES, Binning, accumulation_dtype
+from histloss.binning import BOUNDARIES, Binning
+from histloss.checks import accumulation_dtype
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 DTYPES = (F16, BF16, F32, F64)

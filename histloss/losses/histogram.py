@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import binning as checks
+from .. import checks
+from ..binning import binning, binning_pair
 from ..functional import emd, joint_histogram, mutual_information, soft_histogram
 from ..reference import EMD_FORMS, MI_MODES
 
@@ -61,7 +62,7 @@ class EMDHistLoss(nn.Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        axis = checks.binning(bins, range, bandwidth, boundary)
+        axis = binning(bins, range, bandwidth, boundary)
         self.binning: dict[str, Any] = {
             "bins": axis.bins,
             "range": (axis.lo, axis.hi),
@@ -143,7 +144,7 @@ class MIHistLoss(nn.Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        x, y = checks.binning_pair(bins, range, bandwidth, boundary)
+        x, y = binning_pair(bins, range, bandwidth, boundary)
         self.binning: dict[str, Any] = {
             "bins": (x.bins, y.bins),
             "range": ((x.lo, x.hi), (y.lo, y.hi)),

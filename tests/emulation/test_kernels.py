@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from histloss.binning import BOUNDARIES, Binning, accumulation_dtype
+from histloss.binning import BOUNDARIES, Binning
+from histloss.checks import accumulation_dtype
 from histloss.reference import radius
 from test_native_kernels import (
     BANDWIDTHS,
