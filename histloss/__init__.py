@@ -2,15 +2,37 @@
 
 from . import color, reference
 from .functional import activation_maps, emd, joint_histogram, mutual_information, soft_histogram
-from .losses import DeepHistLoss, EMDHistLoss, MIHistLoss
+from .losses import (
+    AdversarialLoss,
+    ColorVarianceLoss,
+    DCGANLoss,
+    DeepHistLoss,
+    EBGANLoss,
+    EMDHistLoss,
+    GANLoss,
+    LSGANLoss,
+    MIHistLoss,
+    PatchNCELoss,
+    TotalVariationLoss,
+    WGANLoss,
+)
 from .native import backend_info
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdversarialLoss",
+    "ColorVarianceLoss",
+    "DCGANLoss",
     "DeepHistLoss",
+    "EBGANLoss",
     "EMDHistLoss",
+    "GANLoss",
+    "LSGANLoss",
     "MIHistLoss",
+    "PatchNCELoss",
+    "TotalVariationLoss",
+    "WGANLoss",
     "activation_maps",
     "backend_info",
     "color",

@@ -5,8 +5,9 @@ Everything behind these (autograd, native code, reference) may assume valid inpu
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REDUCTIONS = ("mean", "sum", "none")
+GRIDS = (5.0, 110.0)  # least and largest of ColorBins
 
 
 def check_image(name: str, x: Any) -> None:
@@ -118,13 +120,59 @@ def check_joint(joint: Any) -> None:
         raise ValueError(f"joint must have shape (..., Kx, Ky) with Kx, Ky >= 1, got {tuple(joint.shape)}")
 
 
-def check_order(p: Any) -> float:
-    """The order of an EMD's norm."""
+def check_order(p: Any, name: str = "p") -> float:
+    """The order of a norm."""
     if not is_number(p):
-        raise TypeError(f"p must be a number, got {p!r}")
+        raise TypeError(f"{name} must be a number, got {p!r}")
     if not 1 <= p < math.inf:
-        raise ValueError(f"p must be finite and at least 1, got {p!r}")
+        raise ValueError(f"{name} must be finite and at least 1, got {p!r}")
     return float(p)
+
+
+def check_finite(name: str, value: Any) -> float:
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return float(value)
+
+
+def check_positive(name: str, value: Any) -> float:
+    if not check_finite(name, value) > 0:
+        raise ValueError(f"{name} must be positive, got {value!r}")
+    return float(value)
+
+
+def check_count(name: str, value: Any, least: int) -> int:
+    if not is_int(value):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return int(value)
+
+
+def check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_instance(name: str, value: Any, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be of type {kind.__name__}, got {type(value).__name__}")
+
+
+def check_not_negative(name: str, value: Any) -> float:
+    if not check_finite(name, value) >= 0:
+        raise ValueError(f"{name} must not be negative, got {value!r}")
+    return float(value)
+
+
+def check_between(name: str, value: Any, least: float, most: float) -> float:
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be from {least:g} to {most:g}, got {value!r}")
+    return float(value)
 
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -141,8 +189,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def check_cyclic(cyclic: Any, boundary: str) -> None:
     """A cyclic distance fits only a histogram whose bins wrap round."""
-    if not isinstance(cyclic, bool):
-        raise TypeError(f"cyclic must be True or False, got {cyclic!r}")
+    check_bool("cyclic", cyclic)
     if cyclic and boundary != "cyclic":
         raise ValueError(f"cyclic=True needs boundary 'cyclic', got {boundary!r}")
 
@@ -163,14 +210,23 @@ def check_ref_hist_values(ref_hist: Tensor, boundary: str) -> None:
         raise ValueError(f"ref_hist must sum to {allowed} over its bins, got a sum of {wrong[0].item()}")
 
 
-def check_logits(name: str, logits: Any, device: torch.device) -> None:
-    """A discriminator's logits, any shape."""
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor or None, got {type(logits).__name__}")
-    check_dtype(name, logits)
-    if logits.numel() == 0:
-        raise ValueError(f"{name} must hold at least one logit, got shape {tuple(logits.shape)}")
-    check_device(name, logits, device)
+def check_scores(name: str, scores: Any) -> None:
+    """A discriminator's scores, any shape."""
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(scores).__name__}")
+    check_dtype(name, scores)
+    check_not_empty(name, scores)
+
+
+def check_energies(name: str, scores: Tensor) -> None:
+    """Scores of at least 0, or NaN. As for weights, only in eager calls on the CPU."""
+    if _is_eager_cpu(scores) and bool((scores < 0).any()):
+        raise ValueError(f"{name} must be energies of at least 0, got {scores.detach().min().item()}")
+
+
+def check_not_empty(name: str, x: Tensor) -> None:
+    if x.numel() == 0:
+        raise ValueError(f"{name} must hold at least one value, got shape {tuple(x.shape)}")
 
 
 def check_term(name: str, loss: Any, kind: type) -> None:
@@ -202,13 +258,146 @@ def check_color_image(name: str, x: Any) -> None:
         raise ValueError(f"{name} must have shape (B, 3, *spatial), got {tuple(x.shape)}")
 
 
-def _is_eager_cpu(x: Tensor) -> bool:
-    """Whether values can be read at once: no graph being traced, no transform, no device to wait for."""
-    return (
-        x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch._C._functorch.maybe_current_level()
+def check_channels(channels: Any) -> tuple[int, ...]:
+    """The numbers of channels of an encoder's layers."""
+    if not isinstance(channels, Sequence):
+        raise TypeError(f"channels must be a sequence of ints, one per layer, got {channels!r}")
+    if not channels:
+        raise ValueError(f"channels must name at least one layer, got {channels!r}")
+    return tuple(check_count(f"channels[{i}]", c, 1) for i, c in enumerate(channels))
+
+
+def check_features(queries: Any, keys: Any, channels: tuple[int, ...], device: torch.device | None) -> None:
+    """Features of an encoder's layers: of an output and, in the same shapes, of its source."""
+    for name, features in (("queries", queries), ("keys", keys)):
+        if isinstance(features, Tensor) or not isinstance(features, Sequence):
+            raise TypeError(
+                f"{name} must be a sequence of tensors, one per layer, got {type(features).__name__}"
+            )
+        if len(features) != len(channels):
+            raise ValueError(
+                f"{name} must have one tensor for each of {len(channels)} layers, got {len(features)}"
+            )
+    for i, (query, key) in enumerate(zip(queries, keys, strict=True)):
+        name = f"queries[{i}]"
+        check_image(name, query)
+        check_not_empty(name, query)
+        if query.shape[1] != channels[i]:
+            raise ValueError(f"{name} must have {channels[i]} channels, got shape {tuple(query.shape)}")
+        if math.prod(query.shape[2:]) < 2:
+            raise ValueError(f"{name} must have at least 2 places, got shape {tuple(query.shape)}")
+        if device is not None:
+            check_device(name, query, device)
+        check_image_pair(query, key, names=(name, f"keys[{i}]"))
+
+
+def check_ab(ab: Any, logits: Tensor | None = None) -> None:
+    """Colours (B, 2, *spatial), of the pixels of logits if there are any."""
+    check_image("ab", ab)
+    if logits is None:
+        if ab.shape[1] != 2:
+            raise ValueError(f"ab must have shape (B, 2, *spatial), got {tuple(ab.shape)}")
+        return
+    shape = (len(logits), 2, *logits.shape[2:])
+    if ab.shape != shape:
+        raise ValueError(f"ab must have shape (B, 2, *spatial) = {shape}, got {tuple(ab.shape)}")
+    check_device("ab", ab, logits.device)
+
+
+def check_ab_values(ab: Tensor, squares: Tensor, limit: float) -> None:
+    """Colours of which the squared distance to the nearest bin is within a limit.
+
+    As for weights, only in eager calls on the CPU.
+    """
+    if not _is_eager_cpu(ab):
+        return
+    wrong = ~(squares <= limit)
+    if not bool(wrong.any()):
+        return
+    a, b = ab.detach().flatten(2).movedim(1, 2)[wrong][0].tolist()
+    if not (math.isfinite(a) and math.isfinite(b)):
+        raise ValueError(f"ab must be finite, got a pixel of ({a:g}, {b:g})")
+    raise ValueError(
+        "ab must be that of sRGB colours, as color.rgb_to_lab gives it (a / 110, b / 110), "
+        f"got a pixel of ({a:g}, {b:g})"
     )
+
+
+def check_color_logits(logits: Any, bins: int) -> None:
+    check_image("logits", logits)
+    if logits.shape[1] != bins:
+        raise ValueError(
+            f"logits must have shape (B, Q, *spatial) with Q = {bins} bins, got {tuple(logits.shape)}"
+        )
+
+
+def check_color_loss_values(loss: Tensor) -> None:
+    """Finite, which it is if the logits are. As for weights, only in eager calls on the CPU."""
+    if _is_eager_cpu(loss) and not bool(loss.isfinite().all()):
+        raise ValueError("logits must be finite, got NaN or infinite ones: they make the loss so")
+
+
+def check_neighbours(neighbours: Any, bins: int) -> int:
+    if check_count("neighbours", neighbours, 1) > bins:
+        raise ValueError(f"neighbours must be at most the number of bins, {bins}, got {neighbours}")
+    return int(neighbours)
+
+
+def check_prior(prior: Any, bins: int, lam: float) -> None:
+    """A distribution over bins, of which each must be there if none of the uniform one is added."""
+    if not isinstance(prior, Tensor):
+        raise TypeError(f"prior must be a ColorPrior, a torch.Tensor or None, got {type(prior).__name__}")
+    check_dtype("prior", prior)
+    if prior.shape != (bins,):
+        raise ValueError(f"prior must have shape (Q,) = ({bins},), got {tuple(prior.shape)}")
+    least, total = prior.min().item(), prior.sum(dtype=torch.float64).item()
+    if not (least >= 0 and abs(total - 1) <= 1e-2):
+        raise ValueError(
+            f"prior must be non-negative and sum to 1, got a smallest value of {least} and a sum of {total}"
+        )
+    if least == 0 and lam == 0:
+        raise ValueError("lam must be positive for a prior with empty bins, whose weight is infinite, got 0")
+
+
+def check_prior_counts(counts: Tensor) -> None:
+    if not counts.any():
+        raise ValueError("the prior must have counted a pixel, got an empty one")
+
+
+def check_prior_bins(name: str, found: Any, count: int, wanted: Any) -> None:
+    """A prior that has as many counts as bins, and the bins wanted."""
+    if count != len(found):
+        raise ValueError(f"{name} must hold {len(found)} bins, of grid {found.grid:g}, got {count}")
+    if wanted is not None and found != wanted:
+        raise ValueError(f"{name} must be a prior of {wanted}, got one of {found}")
+
+
+def check_prior_file(name: str, text: bytes, form: str) -> tuple[float, list[int]]:
+    """Grid and counts of a saved prior."""
+    try:
+        content = json.loads(text)[form]
+        grid, bins, pixels, counts = (content[key] for key in ("grid", "bins", "pixels", "counts"))
+        intact = (
+            is_number(grid) and GRIDS[0] <= grid <= GRIDS[1] and len(counts) == bins and sum(counts) == pixels
+        )
+        intact = intact and all(is_int(count) and count >= 0 for count in counts) and pixels < 2**63
+    except (ValueError, LookupError, TypeError):
+        intact = False
+    if not intact:
+        raise ValueError(f"{name} must be a file that ColorPrior.save wrote, got another or a damaged one")
+    if pixels == 0:
+        raise ValueError(f"{name} must be a prior that has counted a pixel, got an empty one")
+    return grid, counts
+
+
+def is_eager() -> bool:
+    """Whether no graph is being traced and no torch.func transform is at work."""
+    return not torch.compiler.is_compiling() and not torch._C._functorch.maybe_current_level()
+
+
+def _is_eager_cpu(x: Tensor) -> bool:
+    """Whether values can be read at once: no device to wait for either."""
+    return x.device.type == "cpu" and is_eager()
 
 
 def is_int(value: Any) -> bool:

@@ -16,7 +16,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import histloss
-from histloss import DeepHistLoss, EMDHistLoss, MIHistLoss, color, native
+from histloss import (
+    ColorVarianceLoss,
+    DCGANLoss,
+    DeepHistLoss,
+    EBGANLoss,
+    EMDHistLoss,
+    GANLoss,
+    LSGANLoss,
+    MIHistLoss,
+    PatchNCELoss,
+    TotalVariationLoss,
+    WGANLoss,
+    color,
+    native,
+)
 from histloss.binning import BOUNDARIES
 from histloss.reference import EMD_FORMS, MI_MODES
 
@@ -42,7 +56,8 @@ class OnDevice(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._opname.removesuffix("_")
         assert name not in SYNCHRONOUS, f"{func} makes the host wait"
-        assert name not in NONDETERMINISTIC, f"{func} is not deterministic"
+        sums = name in ("index_put", "_index_put_impl") and args[3:4] == (True,)  # CUDA sorts what it adds
+        assert sums or name not in NONDETERMINISTIC, f"{func} is not deterministic"
         result = func(*args, **(kwargs or {}))
         tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
         assert all(t.is_meta for t in tensors), f"{func} has a tensor on the host"
@@ -84,6 +99,16 @@ def losses() -> Iterator[tuple[str, Callable[..., Tensor]]]:
             f"DeepHist {preset}",
             lambda x, y, w, both=both: both(x, y, histloss.soft_histogram(y, bins=64), y, weight=w).total,
         )
+    for adversarial in (DCGANLoss(), LSGANLoss(), EBGANLoss(1), WGANLoss()):
+        gan = GANLoss(adversarial, {"l2": 1})
+        yield (
+            repr(adversarial),
+            lambda x, y, w, gan=gan: gan(x, y, x * w).total + gan.adversarial.discriminator(x, y),
+        )
+    patches = PatchNCELoss([3], 16, dim=4).to("meta")
+    yield "PatchNCE", lambda x, y, w: patches([x * w], [y]) + 0 * y.sum()
+    for loss in (TotalVariationLoss(1), TotalVariationLoss(), ColorVarianceLoss()):
+        yield repr(loss), lambda x, y, w, loss=loss: loss(x * y * w)
     yield "maps", lambda x, y, w: histloss.activation_maps(x * y * w, bins=16)
     for name in ("yuv", "hsv", "lab"):
         there, back = getattr(color, f"rgb_to_{name}"), getattr(color, f"{name}_to_rgb")
@@ -111,7 +136,8 @@ def test_forward_backward_and_double_backward_stay_on_the_device(name: str) -> N
     lambda x: x * torch.ones(8),
     lambda x: x.median(-1),
     lambda x: torch.where(x > 0),
-], ids=["item", "cumsum", "boolean index", "host tensor", "median", "nonzero"])  # fmt: skip
+    lambda x: x.detach().index_put((torch.zeros(8, dtype=torch.int64, device="meta"),), x.detach()[0, 0, 0]),
+], ids=["item", "cumsum", "boolean index", "host tensor", "median", "nonzero", "index_put"])  # fmt: skip
 def test_the_guard_sees(spoil: Callable[[Tensor], object]) -> None:
     with OnDevice(), pytest.raises((AssertionError, NotImplementedError)):
         spoil(image())

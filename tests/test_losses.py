@@ -611,7 +611,7 @@ TARGET = torch.full((2, 3, 256), 1 / 256)
             DeepHistLoss(),
             (IMAGE, IMAGE, TARGET, 0.5),
             TypeError,
-            "fake_logits must be a torch.Tensor or None, got float",
+            "fake_logits must be a torch.Tensor, got float",
         ),
         (
             DeepHistLoss(),
@@ -623,7 +623,7 @@ TARGET = torch.full((2, 3, 256), 1 / 256)
             DeepHistLoss(),
             (IMAGE, IMAGE, TARGET, torch.ones(0, 1)),
             ValueError,
-            r"fake_logits must hold at least one logit, got shape \(0, 1\)",
+            r"fake_logits must hold at least one value, got shape \(0, 1\)",
         ),
         (
             DeepHistLoss(),

@@ -1,5 +1,23 @@
 """The losses, one file a family."""
 
+from .adversarial import AdversarialLoss, DCGANLoss, EBGANLoss, GANLoss, GANTerms, LSGANLoss, WGANLoss
+from .contrastive import PatchNCELoss
 from .histogram import DeepHistLoss, DeepHistTerms, EMDHistLoss, MIHistLoss
+from .regularization import ColorVarianceLoss, TotalVariationLoss
 
-__all__ = ["DeepHistLoss", "DeepHistTerms", "EMDHistLoss", "MIHistLoss"]
+__all__ = [
+    "AdversarialLoss",
+    "ColorVarianceLoss",
+    "DCGANLoss",
+    "DeepHistLoss",
+    "DeepHistTerms",
+    "EBGANLoss",
+    "EMDHistLoss",
+    "GANLoss",
+    "GANTerms",
+    "LSGANLoss",
+    "MIHistLoss",
+    "PatchNCELoss",
+    "TotalVariationLoss",
+    "WGANLoss",
+]

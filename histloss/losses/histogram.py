@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .. import checks
 from ..binning import binning, binning_pair
 from ..functional import emd, joint_histogram, mutual_information, soft_histogram
 from ..reference import EMD_FORMS, MI_MODES
+from .adversarial import DCGANLoss
+from .common import reduce, show
 
 
 class EMDHistLoss(nn.Module):
@@ -98,11 +99,11 @@ class EMDHistLoss(nn.Module):
         checks.check_device("ref_hist", ref_hist, out.device)
         checks.check_ref_hist_values(ref_hist, self.binning["boundary"])
         h = soft_histogram(out, **self.binning, weight=weight)
-        return _reduce(emd(h, ref_hist, p=self.p, form=self.form, cyclic=self.cyclic), self.reduction)
+        return reduce(emd(h, ref_hist, p=self.p, form=self.form, cyclic=self.cyclic), self.reduction)
 
     def extra_repr(self) -> str:
         """The arguments."""
-        return _repr(**self.binning, p=self.p, form=self.form, cyclic=self.cyclic, reduction=self.reduction)
+        return show(**self.binning, p=self.p, form=self.form, cyclic=self.cyclic, reduction=self.reduction)
 
 
 class MIHistLoss(nn.Module):
@@ -174,11 +175,11 @@ class MIHistLoss(nn.Module):
         checks.check_image_pair(out, src, names=("out", "src"))
         joint = joint_histogram(out, src, **self.binning, weight=weight)
         value = mutual_information(joint, mode=self.mode)
-        return _reduce(-value if self.mode in ("mi", "nmi") else value, self.reduction)
+        return reduce(-value if self.mode in ("mi", "nmi") else value, self.reduction)
 
     def extra_repr(self) -> str:
         """The arguments."""
-        return _repr(**self.binning, mode=self.mode, reduction=self.reduction)
+        return show(**self.binning, mode=self.mode, reduction=self.reduction)
 
 
 class DeepHistTerms(NamedTuple):
@@ -196,8 +197,8 @@ class DeepHistLoss(nn.Module):
     .. math:: \mathcal{L} = \lambda_{EMD} \mathcal{L}_{EMD} + \lambda_{MI} \mathcal{L}_{MI}
               + \lambda_{ADV} \mathcal{L}_{ADV}
 
-    The adversarial term is binary cross entropy of the discriminator's logits against "real". Loss weights do
-    not carry over between forms of a loss, so a preset names both:
+    The adversarial term is the generator's of :class:`DCGANLoss`. Loss weights do not carry over between
+    forms of a loss, so a preset names both:
 
     ==============  ===========================  ===============================  ======================
     preset          EMD term                     MI term                          weights emd, mi, adv
@@ -241,6 +242,7 @@ class DeepHistLoss(nn.Module):
         self.mi = MIHistLoss(mode=mode) if mi is None else mi
         checks.check_term("emd", self.emd, EMDHistLoss)
         checks.check_term("mi", self.mi, MIHistLoss)
+        self.adv = DCGANLoss()
 
     def forward(
         self,
@@ -275,33 +277,18 @@ class DeepHistLoss(nn.Module):
         if self.weights["mi"]:
             terms["mi"] = self.mi(out, src, weight=weight)
         if self.weights["adv"] and fake_logits is not None:
-            terms["adv"] = _adversarial(fake_logits, out.device)
+            checks.check_scores("fake_logits", fake_logits)
+            checks.check_device("fake_logits", fake_logits, out.device)
+            terms["adv"] = self.adv(fake_logits)
         total = sum((self.weights[term] * value for term, value in terms.items()), start=zero)
         return DeepHistTerms(total, **terms)
 
     def extra_repr(self) -> str:
         """The arguments; the losses show themselves."""
-        return _repr(preset=self.preset, weights=self.weights)
+        return show(preset=self.preset, weights=self.weights)
 
 
 _PRESETS = {  # form of the EMD, mode of the MI, weights
     "paper": ("squared", "relative", {"emd": 1.0, "mi": 1.0, "adv": 1.0}),
     "official": ("norm", "conditional_entropy", {"emd": 100.0, "mi": 1.0, "adv": 1.0}),
 }
-
-
-def _adversarial(logits: Tensor, device: torch.device) -> Tensor:
-    """How far a discriminator is from calling the output real."""
-    checks.check_logits("fake_logits", logits, device)
-    logits = logits.to(checks.accumulation_dtype(logits.dtype))
-    return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
-
-
-def _reduce(values: Tensor, reduction: str) -> Tensor:
-    if reduction == "mean":
-        return values.mean()
-    return values.sum() if reduction == "sum" else values
-
-
-def _repr(**arguments: Any) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
