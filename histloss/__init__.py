@@ -4,6 +4,8 @@ from . import color, reference
 from .functional import activation_maps, emd, joint_histogram, mutual_information, soft_histogram
 from .losses import (
     AdversarialLoss,
+    ColorBins,
+    ColorPrior,
     ColorVarianceLoss,
     DCGANLoss,
     DeepHistLoss,
@@ -13,6 +15,7 @@ from .losses import (
     LSGANLoss,
     MIHistLoss,
     PatchNCELoss,
+    RebalancedColorLoss,
     TotalVariationLoss,
     WGANLoss,
 )
@@ -22,6 +25,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdversarialLoss",
+    "ColorBins",
+    "ColorPrior",
     "ColorVarianceLoss",
     "DCGANLoss",
     "DeepHistLoss",
@@ -31,6 +36,7 @@ __all__ = [
     "LSGANLoss",
     "MIHistLoss",
     "PatchNCELoss",
+    "RebalancedColorLoss",
     "TotalVariationLoss",
     "WGANLoss",
     "activation_maps",

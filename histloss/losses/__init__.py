@@ -1,12 +1,15 @@
 """The losses, one file a family."""
 
 from .adversarial import AdversarialLoss, DCGANLoss, EBGANLoss, GANLoss, GANTerms, LSGANLoss, WGANLoss
+from .color_classes import ColorBins, ColorPrior, RebalancedColorLoss
 from .contrastive import PatchNCELoss
 from .histogram import DeepHistLoss, DeepHistTerms, EMDHistLoss, MIHistLoss
 from .regularization import ColorVarianceLoss, TotalVariationLoss
 
 __all__ = [
     "AdversarialLoss",
+    "ColorBins",
+    "ColorPrior",
     "ColorVarianceLoss",
     "DCGANLoss",
     "DeepHistLoss",
@@ -18,6 +21,7 @@ __all__ = [
     "LSGANLoss",
     "MIHistLoss",
     "PatchNCELoss",
+    "RebalancedColorLoss",
     "TotalVariationLoss",
     "WGANLoss",
 ]

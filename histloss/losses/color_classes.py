@@ -1,0 +1,495 @@
+"""Colour as a class: bins of ab, how often each occurs, and the cross-entropy of a soft target over them.
+
+Section numbers are those of Zhang, Isola and Efros, "Colorful Image Colorization", ECCV 2016.
+
+Images of ab are in the units of :func:`histloss.color.rgb_to_lab`, a / 110 and b / 110; `grid` and `sigma`
+are in the units of CIE Lab, as in the paper. The arithmetic is float32, or float64 for float64 images, under
+autocast too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from .. import checks
+from ..color import _AB, rgb_to_lab
+from .common import show, widen
+
+
+@dataclass(frozen=True)
+class ColorBins:
+    r"""The ab plane in bins: the points of a square grid around the colours that sRGB has.
+
+    A point is a bin where one of the four grid squares at it meets the convex hull of the ab of all sRGB
+    colours. So every colour lies between four bins, and grid 10 has **313**: exactly those of the paper's
+    published network, of which the paper gives the number and not how they were found.
+
+    Where 322 are counted, a bin is a grid point to which a colour is rounded, or one of its four neighbours.
+    That depends on how sRGB is sampled: 322 with levels 0, 5, ..., 255 (of which 260 without the neighbours),
+    323 with all 256 levels (261). The 313 are among these, without ten at the rim.
+
+    Bins are ordered by a, then b; ``len(bins)`` is their number Q.
+
+    Args:
+        grid: the distance of neighbours, 5 to 110 in the units of CIE Lab.
+
+    Raises:
+        TypeError, ValueError: grid is not as described.
+    """
+
+    grid: float = 10.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", checks.check_between("grid", self.grid, *checks.GRIDS))
+
+    def __len__(self) -> int:
+        return len(_grid_points(self.grid))
+
+    @property
+    def centers(self) -> Tensor:
+        """Each bin's ab, shape (Q, 2), float32 on the CPU, in the units of images."""
+        return (_grid_points(self.grid) / _AB).float()
+
+    def encode(self, ab: Tensor, neighbours: int = 5, sigma: float = 5.0) -> tuple[Tensor, Tensor]:
+        r"""A colour as a mixture of the bins nearest to it (Section 2.2): the soft target, without its zeros.
+
+        A bin's weight is proportional to :math:`\exp(-d^2 / 2 \sigma^2)`, d its distance to the colour.
+
+        Args:
+            ab: a / 110 and b / 110 of sRGB colours, shape (B, 2, \*spatial), float16, bfloat16, float32 or
+                float64. On the CPU, not on a GPU, a colour is refused that is farther from the nearest bin
+                than 3/4 of the grid: no sRGB colour is. It gets no gradient.
+            neighbours: number of bins n, 1 to Q. 1 is the one-hot encoding.
+            sigma: of the Gaussian, positive, in the units of CIE Lab.
+
+        Returns:
+            Indices (B, n, \*spatial), int64, the nearest first and of equally near ones the lower, and
+            weights of the same shape, float32 or float64, which sum to 1 over n.
+
+        Raises:
+            TypeError, ValueError: an argument is not as described, or ab is NaN.
+        """
+        checks.check_ab(ab)
+        checks.check_neighbours(neighbours, len(self))
+        checks.check_positive("sigma", sigma)
+        a, b = widen(ab.detach()).flatten(2).mul(_AB).unbind(1)
+        cells = _cells(self.grid, neighbours, ab.device)
+        cell = cells.of(a, b)
+        squares = (cells.a.to(a.dtype)[cell] - a.unsqueeze(-1)).square_()
+        squares += (cells.b.to(b.dtype)[cell] - b.unsqueeze(-1)).square_()
+        squares, order = squares.sort(stable=True)  # the candidates are in the order of their indices
+        squares, order = squares[..., :neighbours], order[..., :neighbours]
+        checks.check_ab_values(ab, squares[..., 0], (0.75 * self.grid) ** 2)
+        indices = cells.bins[cell].gather(-1, order)
+        weights = (squares / (-2 * sigma**2)).softmax(-1)
+        shape = (len(ab), neighbours, *ab.shape[2:])
+        return indices.mT.reshape(shape), weights.mT.reshape(shape)
+
+    def decode(self, logits: Tensor, temperature: float = 0.38) -> Tensor:
+        r"""The annealed mean of a distribution over bins (Section 2.3).
+
+        .. math:: \sum_q c_q\, \mathrm{softmax}(logits / T)_q
+
+        with c the centres. Without a gradient it takes no memory of the size of the logits.
+
+        Args:
+            logits: shape (B, Q, \*spatial), float16, bfloat16, float32 or float64.
+            temperature: T, positive. 1 gives the mean, towards 0 the mode.
+
+        Returns:
+            ab, shape (B, 2, \*spatial), float32 or float64, differentiable.
+
+        Raises:
+            TypeError, ValueError: an argument is not as described.
+        """
+        checks.check_color_logits(logits, len(self))
+        checks.check_positive("temperature", temperature)
+        x, dtype = logits.flatten(2), checks.accumulation_dtype(logits.dtype)
+        centers = (_grid_points(self.grid) / _AB).to(logits.device, dtype).T.unsqueeze(-1)
+        ab = logits.new_empty((len(x), 2, x.shape[-1]), dtype=dtype)
+        for images, pixels in _chunks(x):
+            part = widen(x[images, :, pixels])
+            part = part - part.detach().amax(1, keepdim=True)  # so that no quotient is infinite
+            p = (part / temperature).exp()  # a softmax's last bits would depend on the number of threads
+            ab[images, :, pixels] = torch.stack([(p * c).sum(1) for c in centers], 1) / p.sum(1, keepdim=True)
+        return ab.reshape(len(x), 2, *logits.shape[2:])
+
+
+class ColorPrior:
+    """How often each bin is the nearest to a pixel's colour.
+
+    Example::
+
+        prior = ColorPrior()
+        for rgb in images:
+            prior.update(rgb_to_lab(rgb)[:, 1:])
+        prior.save("prior.json")
+        loss = RebalancedColorLoss(ColorPrior.load("prior.json"))
+
+    Args:
+        bins: the bins, those of the paper by default.
+
+    Attributes:
+        counts: pixels by bin, shape (Q,), int64 on the CPU.
+
+    Raises:
+        TypeError: bins is not a :class:`ColorBins`.
+    """
+
+    def __init__(self, bins: ColorBins | None = None) -> None:
+        self.bins = ColorBins() if bins is None else bins
+        checks.check_instance("bins", self.bins, ColorBins)
+        self.counts = torch.zeros(len(self.bins), dtype=torch.int64, device="cpu")
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels were counted."""
+        return int(self.counts.sum())
+
+    def update(self, ab: Tensor) -> None:
+        r"""Count the pixels of ab, shape (B, 2, \*spatial), as :meth:`ColorBins.encode` takes it.
+
+        Its values are checked on every device: it is brought to the CPU.
+
+        Raises:
+            TypeError, ValueError: ab is not as described.
+        """
+        checks.check_ab(ab)
+        nearest, _ = self.bins.encode(ab.cpu(), neighbours=1)
+        self.counts += nearest.flatten().bincount(minlength=len(self.bins))
+
+    def probabilities(self, sigma: float = 5.0) -> Tensor:
+        r"""The distribution, smoothed (Section 2.2).
+
+        A bin's mass is shared among all bins by a Gaussian of their distance.
+
+        Args:
+            sigma: of the Gaussian, in the units of CIE Lab; 0 does not smooth.
+
+        Returns:
+            Shape (Q,), float64 on the CPU, sums to 1.
+
+        Raises:
+            TypeError, ValueError: sigma is negative or not finite, or no pixel was counted.
+        """
+        checks.check_prior_counts(self.counts)
+        checks.check_not_negative("sigma", sigma)
+        p = self.counts.double() / self.pixels
+        if sigma == 0:
+            return p
+        centers = _grid_points(self.bins.grid)
+        squares = (centers[:, None] - centers).square().sum(-1)
+        return p @ (squares / (-2 * sigma**2)).softmax(1)
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON, with what tells the bins.
+
+        Raises:
+            ValueError: no pixel was counted.
+        """
+        checks.check_prior_counts(self.counts)
+        content = {
+            "grid": self.bins.grid,
+            "bins": len(self.bins),
+            "pixels": self.pixels,
+            "counts": self.counts.tolist(),
+        }
+        Path(path).write_text(json.dumps({_FORMAT: content}) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path, bins: ColorBins | None = None) -> ColorPrior:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: of the file.
+            bins: those that the file must be of, any by default.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is damaged, empty or of other bins.
+        """
+        grid, counts = checks.check_prior_file(str(path), Path(path).read_bytes(), _FORMAT)
+        prior = cls(ColorBins(grid))
+        checks.check_prior_bins(str(path), prior.bins, len(counts), bins)
+        prior.counts = torch.tensor(counts, dtype=torch.int64, device="cpu")
+        return prior
+
+
+_FORMAT = "histloss color prior 1"
+
+
+class RebalancedColorLoss(nn.Module):
+    r"""Cross-entropy of colour classes with a soft target, in which rare colours weigh more (Eq. 2 to 4).
+
+    .. math:: \mathcal{L} = -\operatorname{mean}_{b, s} w_{q^*(b, s)}
+              \sum_q z_q(b, s) \log \mathrm{softmax}(logits)_q(b, s), \qquad
+              w \propto \left((1 - \lambda) p + \frac{\lambda}{Q}\right)^{-1}, \quad \sum_q p_q w_q = 1
+
+    with z the soft encoding of the true colour (:meth:`ColorBins.encode`), q* the bin nearest to it, s the
+    pixels; in nats. The paper sums over pixels. The mean is over their number: w is 1 on average.
+
+    The target is not built: memory beyond the logits and their gradient is 0.2 KB a pixel. The gradient
+    of float32 and float64 logits is made in the forward pass and given out by the first backward. Second
+    derivatives and ``torch.func`` are plain PyTorch, with the memory that takes. There is no forward mode,
+    and ``torch.compile`` leaves the loss out of its graph.
+
+    Args:
+        prior: p, a :class:`ColorPrior` (smoothed as it does by default) or a tensor of shape (Q,) that sums
+            to 1. None: w = 1.
+        bins: the bins, by default the prior's or the paper's.
+        neighbours, sigma: of the target, as in :meth:`ColorBins.encode`. One neighbour: one-hot.
+        lam: :math:`\lambda`, 0 to 1, how much of the uniform distribution is mixed into p: 1 gives w = 1. 0
+            needs a prior without empty bins.
+        reduction: ``"mean"`` or ``"sum"`` over all pixels, or ``"none"`` for shape (B, \*spatial).
+
+    Attributes:
+        weights: w, shape (Q,), a float32 buffer; None without a prior.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
+    """
+
+    weights: Tensor | None
+
+    def __init__(
+        self,
+        prior: ColorPrior | Tensor | None = None,
+        bins: ColorBins | None = None,
+        neighbours: int = 5,
+        sigma: float = 5.0,
+        lam: float = 0.5,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        if bins is None:
+            bins = prior.bins if isinstance(prior, ColorPrior) else ColorBins()
+        checks.check_instance("bins", bins, ColorBins)
+        self.bins = bins
+        self.neighbours = checks.check_neighbours(neighbours, len(bins))
+        self.sigma = checks.check_positive("sigma", sigma)
+        self.lam = checks.check_between("lam", lam, 0, 1)
+        checks.check_choice("reduction", reduction, checks.REDUCTIONS)
+        self.reduction = reduction
+        if isinstance(prior, ColorPrior):
+            checks.check_prior_bins("prior", prior.bins, len(prior.counts), bins)
+            prior = prior.probabilities()
+        if prior is not None:
+            checks.check_prior(prior, len(bins), self.lam)
+            p = prior.detach().double()
+            w = 1 / ((1 - self.lam) * p + self.lam / len(bins))
+            prior = (w / (p @ w)).float()
+        self.register_buffer("weights", prior)
+
+    @torch.compiler.disable
+    def forward(self, logits: Tensor, ab: Tensor) -> Tensor:
+        r"""The loss of a distribution over bins with respect to the true colour.
+
+        Args:
+            logits: shape (B, Q, \*spatial), float16, bfloat16, float32 or float64, in any memory format.
+            ab: the true colour, shape (B, 2, \*spatial), on the device of the logits, as in
+                :meth:`ColorBins.encode`. It gets no gradient.
+
+        Returns:
+            A scalar, or shape (B, \*spatial) with ``reduction="none"``; float32, or float64 for float64
+            logits.
+
+        Raises:
+            TypeError, ValueError: an argument is not as described; on the CPU also where ab is not in gamut,
+                or the loss of a pixel is not finite, as a NaN or infinite logit makes it.
+        """
+        checks.check_color_logits(logits, len(self.bins))
+        checks.check_not_empty("logits", logits)
+        checks.check_ab(ab, logits)
+        if not torch.is_grad_enabled():
+            logits = logits.detach()
+        x, target = logits.flatten(2), self._target(ab, checks.accumulation_dtype(logits.dtype))
+        cross_entropy = _CrossEntropy.apply if checks.is_eager() else _cross_entropy
+        loss: Tensor = cross_entropy(x, target, self.reduction != "none")
+        checks.check_color_loss_values(loss)
+        return loss.reshape(len(ab), *ab.shape[2:]) if self.reduction == "none" else loss
+
+    def _target(self, ab: Tensor, dtype: torch.dtype) -> _Target:
+        indices, z = (t.flatten(2) for t in self.bins.encode(ab, self.neighbours, self.sigma))
+        z, nearest = z.to(dtype), indices[:, 0]
+        v = torch.ones_like(z[:, 0]) if self.weights is None else self.weights.to(dtype)[nearest]
+        return _Target(indices, z, v / v.numel() if self.reduction == "mean" else v)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return show(
+            rebalanced=self.weights is not None,
+            bins=self.bins,
+            neighbours=self.neighbours,
+            sigma=self.sigma,
+            lam=self.lam,
+            reduction=self.reduction,
+        )
+
+
+# ---- the cross-entropy of images (B, Q, S), S pixels each
+
+
+class _Target(NamedTuple):
+    indices: Tensor  # (B, n, S): bins
+    z: Tensor  # (B, n, S): their share of the target
+    v: Tensor  # (B, S): the pixel's weight
+
+
+def _cross_entropy(x: Tensor, target: _Target, reduced: bool) -> Tensor:
+    """v (logsumexp(x) - sum_j z_j x_j), shape (B, S), or its sum: the definition, in plain PyTorch."""
+    indices, z, v = target
+    x = widen(x)
+    values = v * (x.logsumexp(1) - (x.gather(1, indices) * z).sum(1))
+    return _sum(values) if reduced else values
+
+
+class _CrossEntropy(Function):
+    """The same with the gradient v (softmax(x) - z), each made part by part of the logits.
+
+    A part's exponentials serve its value and its gradient. Half precision has its gradient rounded once, so
+    that is made when the upstream gradient is known; so is that of a second backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, target: _Target, reduced: bool) -> Tensor:
+        ctx.save_for_backward(x, *target)
+        ctx.reduced = reduced
+        at_once = ctx.needs_input_grad[0] and x.dtype == target.v.dtype
+        ctx.gradient = torch.empty_like(x) if at_once else None
+        values = _sweep(x, target, ctx.gradient)
+        return _sum(values) if reduced else values
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        x, *saved = ctx.saved_tensors
+        target = _Target(*saved)
+        if torch.is_grad_enabled():
+            loss = _cross_entropy(x, target, ctx.reduced)
+            return *torch.autograd.grad(loss, x, upstream, create_graph=True), None, None
+        gradient: Tensor | None = ctx.gradient
+        ctx.gradient = None
+        if gradient is None:
+            gradient = torch.empty_like(x)
+            _sweep(x, target._replace(v=target.v * upstream), gradient)
+        elif upstream.ndim:
+            gradient.mul_(upstream.unsqueeze(1))
+        elif upstream.device.type != "cpu" or upstream != 1:  # mostly it is, but to ask a GPU is to wait
+            gradient.mul_(upstream)
+        return gradient, None, None
+
+
+def _sweep(x: Tensor, target: _Target, gradient: Tensor | None) -> Tensor:
+    """The values (B, S) of `_cross_entropy`; writes its gradient, where that is wanted."""
+    values = torch.empty_like(target.v)
+    for images, pixels in _chunks(x):
+        part = widen(x[images, :, pixels])
+        indices, z, v = (t[images, ..., pixels] for t in target)
+        largest = part.amax(1)
+        scores = (part.gather(1, indices) * z).sum(1)
+        part = (part - largest.unsqueeze(1)).exp_()
+        total = part.sum(1)
+        values[images, pixels] = v * (total.log() + largest - scores)
+        if gradient is not None:
+            part.mul_((v / total).unsqueeze(1))
+            part.scatter_add_(1, indices, -v.unsqueeze(1) * z)  # a pixel's bins differ: one addend each
+            gradient[images, :, pixels] = part
+    return values
+
+
+def _sum(values: Tensor) -> Tensor:
+    """The sum in one order for any number of threads, among which PyTorch divides longer ones."""
+    return torch.stack([part.sum() for part in values.flatten().split(2**14)]).sum()
+
+
+def _chunks(x: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Images and pixels of x (B, Q, S), so few that caches hold them and so many as keep a GPU busy."""
+    images, bins, pixels = x.shape
+    step = max(1, (2**19 if x.device.type == "cpu" else 2**25) // bins)
+    several = max(1, step // max(1, pixels))
+    for image in range(0, images, several):
+        for pixel in range(0, pixels, step):
+            yield slice(image, image + several), slice(pixel, pixel + step)
+
+
+# ---- where the bins are, in the units of CIE Lab
+
+
+@cache
+def _grid_points(grid: float) -> Tensor:
+    """The bins' centres, shape (Q, 2), float64 on the CPU.
+
+    The hull is that of the edges of the RGB cube, given by its extent in each of many directions.
+    """
+    with torch.device("cpu"):
+        ends, levels = torch.tensor([-1.0, 1.0]).double(), torch.linspace(-1, 1, 256).double()
+        edge = torch.cartesian_prod(ends, ends, levels)
+        edges = torch.cat([edge.roll(channel, 1) for channel in range(3)])
+        ab = rgb_to_lab(edges.T[None])[0, 1:] * _AB
+        angles = torch.arange(720).double() * (math.pi / 360)
+        directions = torch.stack((angles.cos(), angles.sin()), 1)
+        extent = (directions @ ab).amax(1)
+        line = torch.arange(-math.ceil(_AB / grid) - 1, math.ceil(_AB / grid) + 2) * grid
+        points = torch.cartesian_prod(line, line).double()
+        nearest = points @ directions.T - grid * directions.abs().sum(1)  # of the four squares' points
+        return points[(nearest <= extent).all(1)]
+
+
+class _Cells(NamedTuple):
+    """The plane in small squares, and for each the bins that can be among the n nearest of a point in it.
+
+    So a pixel needs a few distances. Rows are filled up with bins at infinity.
+    """
+
+    low: tuple[float, float]
+    step: float
+    shape: tuple[int, int]
+    bins: Tensor  # (cells, candidates): ascending
+    a: Tensor  # of the bins
+    b: Tensor
+
+    def of(self, a: Tensor, b: Tensor) -> Tensor:
+        """The cell of each point; outside all of them, the nearest in a and in b."""
+        row, column = (
+            ((x - low) / self.step).floor().long().clamp(0, size - 1)
+            for x, low, size in zip((a, b), self.low, self.shape, strict=True)
+        )
+        return row * self.shape[1] + column
+
+
+@cache
+def _cells(grid: float, neighbours: int, device: torch.device) -> _Cells:
+    """A bin can be among the n nearest if n bins are nowhere nearer: if it is not beyond their farthest."""
+    with torch.device("cpu"):
+        points = _grid_points(grid)
+        step, slack = grid / 4, 1e-3 * grid  # rounding may find a point at an edge in the next cell
+        low, high = points.amin(0) - grid, points.amax(0) + grid  # further out no colour is taken
+        rows, columns = ((high - low) / step).round().long().tolist()
+        near, far = [], []
+        for axis, size in enumerate((rows, columns)):
+            first = (low[axis] + step * torch.arange(size)).unsqueeze(1)
+            before, after = first - slack - points[:, axis], points[:, axis] - (first + step + slack)
+            near.append(torch.maximum(before, after).clamp(min=0).square())
+            far.append(torch.minimum(before, after).square())
+        candidates = []
+        for some in torch.arange(rows).split(max(1, 2**22 // (columns * len(points)))):  # some MB at a time
+            nearest = (near[0][some].unsqueeze(1) + near[1]).flatten(0, 1)
+            farthest = (far[0][some].unsqueeze(1) + far[1]).flatten(0, 1)
+            possible = nearest <= farthest.topk(neighbours, largest=False).values[:, -1:]
+            ordered = torch.where(possible, torch.arange(len(points)), len(points))
+            candidates.append(ordered.topk(int(possible.sum(1).max()), largest=False).values)
+        widest = max(each.shape[1] for each in candidates)
+        bins = torch.cat([F.pad(each, (0, widest - each.shape[1]), value=len(points)) for each in candidates])
+        a, b = F.pad(points, (0, 0, 0, 1), value=math.inf).T
+        a, b, low_a, low_b = a[bins], b[bins], *low.tolist()
+    return _Cells((low_a, low_b), step, (rows, columns), *(t.to(device) for t in (bins, a, b)))
