@@ -152,14 +152,15 @@ def _summarize(scores: Scores, channels: Sequence[str], paired: bool) -> dict[st
     for name, values in (("mi", scores.mi), ("emd", scores.emd)):
         columns = [*values.unbind(1), values.mean(1)]
         summary[name] = {
-            channel: _mean(column) for channel, column in zip((*channels, "average"), columns, strict=True)
+            channel: mean_and_error(column)
+            for channel, column in zip((*channels, "average"), columns, strict=True)
         }
     if paired:
-        summary["mse"] = _mean(scores.mse)
+        summary["mse"] = mean_and_error(scores.mse)
     return summary
 
 
-def _mean(values: Tensor) -> dict[str, float | None]:
+def mean_and_error(values: Tensor) -> dict[str, float | None]:
     """The standard error over images, as if they were independent; one image has none."""
     values = values.double()
     error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
@@ -190,11 +191,11 @@ def format_tables(report: Mapping[str, Any]) -> str:
         "\n".join(f"- {name}: `{_text(value)}`" for name, value in report["provenance"].items()),
         "### Table 1: mutual information of output and source, in nats",
     ]
-    rows = [[name, *map(_number, run["mi"].values())] for name, run in runs.items()]
+    rows = [[name, *map(number, run["mi"].values())] for name, run in runs.items()]
     if report["mi_ratio"] is not None:
         rows.append([f"{FULL} / {WITHOUT_MI}", *map(_ratio, report["mi_ratio"].values())])
     parts += [
-        _table(["run", *channels], rows),
+        table(["run", *channels], rows),
         "The identity is the source itself, with all the information that these bins can show; "
         "a ratio's average is that of its channels. "
         "In the paper's Table 1, MI is 2.7 to 4 times higher with the MI loss than without, "
@@ -205,16 +206,16 @@ def format_tables(report: Mapping[str, Any]) -> str:
     rows = [
         [
             name,
-            *map(_number, run["emd"].values()),
+            *map(number, run["emd"].values()),
             _ratio(run["emd"]["average"]["mean"] / identity if identity else None),
         ]
         for name, run in runs.items()
     ]
-    parts.append(_table(["run", *channels, "of the identity's"], rows))
+    parts.append(table(["run", *channels, "of the identity's"], rows))
     if report["paired"]:
         parts += [
             "### Table 3: mean squared error to the real image, RGB in [0, 1]",
-            _table(["run", "MSE"], [[name, _number(run["mse"], digits=5)] for name, run in runs.items()]),
+            table(["run", "MSE"], [[name, number(run["mse"], digits=5)] for name, run in runs.items()]),
             "The paper's Table 3 is of its own data and full training, and is not repeated here.",
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -224,16 +225,17 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _number(value: Mapping[str, float | None], digits: int = 3) -> str:
-    mean, error = round(value["mean"], digits) + 0.0, value["standard_error"]  # + 0.0 makes -0.0 a 0
-    return f"{mean:.{digits}f}" if error is None else f"{mean:.{digits}f} ± {error:.{digits}f}"
+def number(value: Mapping[str, float | None], digits: int = 3, *, scale: float = 1) -> str:
+    mean, error = value["mean"] * scale, value["standard_error"]
+    text = f"{round(mean, digits) + 0.0:.{digits}f}"  # + 0.0 makes -0.0 a 0
+    return text if error is None else f"{text} ± {error * scale:.{digits}f}"
 
 
 def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns are aligned in a terminal too."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
