@@ -9,14 +9,15 @@ holds its content to the source, and the discriminator, which sees the sources, 
     python examples/color_transfer.py --evaluate                       # with and without each loss
 """
 
-from shared.cli import Task, main
+from shared.cli import Recipe
+from shared.deephist import DeepHist, main
 
-TASK = Task(
+RECIPE = Recipe(
     name="color_transfer",
     description=__doc__,
+    system=DeepHist,
     epochs=100,
-    official={},
 )
 
 if __name__ == "__main__":
-    main(TASK)
+    main(RECIPE)

@@ -9,16 +9,17 @@ source is constant: two of the three MI terms say nothing, so that MI weighs a t
     python examples/colorization.py --evaluate               # with and without each loss
 """
 
-from shared.cli import Task, main
+from shared.cli import Recipe
 from shared.data import grey
+from shared.deephist import DeepHist, main
 
-TASK = Task(
+RECIPE = Recipe(
     name="colorization",
     description=__doc__,
+    system=DeepHist,
     epochs=200,
-    official={"emd": 20},
     source=grey,
 )
 
 if __name__ == "__main__":
-    main(TASK)
+    main(RECIPE)

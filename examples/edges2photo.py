@@ -10,14 +10,15 @@ wants lines that are a pixel wide when it is reduced to the run's --size.
     python examples/edges2photo.py --evaluate             # with and without each loss
 """
 
-from shared.cli import Task, main
+from shared.cli import Recipe
+from shared.deephist import DeepHist, main
 
-TASK = Task(
+RECIPE = Recipe(
     name="edges2photo",
     description=__doc__,
+    system=DeepHist,
     epochs=15,
-    official={},
 )
 
 if __name__ == "__main__":
-    main(TASK)
+    main(RECIPE)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from histloss.color import rgb_to_lab
 from shared import data
 from shared.data import Draw, Draws, first_pairs, open_dataset
 
@@ -74,6 +75,15 @@ def is_luma(source: Tensor, reference: Tensor) -> bool:
     return torch.allclose(source, luma.expand(3, -1, -1), atol=1e-5)
 
 
+def is_grey(image: Tensor) -> bool:
+    return bool((image.amax(0) - image.amin(0)).max() < 1e-3)
+
+
+def is_lightness(source: Tensor, reference: Tensor) -> bool:
+    (light, *_), (wanted, *_) = rgb_to_lab(torch.stack([source, reference]))
+    return is_grey(source) and torch.allclose(light, wanted, atol=1e-4)
+
+
 def is_edges(source: Tensor) -> bool:
     """Black lines on white."""
     lines = (source == -1).float().mean()
@@ -86,17 +96,17 @@ def is_edges(source: Tensor) -> bool:
     [
         *(
             (task, layout)
-            for task in ("color_transfer", "colorization")
+            for task in ("color_transfer", "colorization", "colorization_lab", "unpaired_colorization")
             for layout in ("none", "photos", "sets")
         ),
         *(("edges2photo", layout) for layout in ("none", "photos", "sets", "aligned")),
     ],
 )
-def test_layouts(request: pytest.FixtureRequest, task: data.Task, layout: str, split: data.Split) -> None:
+def test_layouts(request: pytest.FixtureRequest, task: data.Kind, layout: str, split: data.Split) -> None:
     folder = None if layout == "none" else request.getfixturevalue(layout)
     dataset = open_dataset(task, folder, split=split, size=SIZE)
     train, val = {"none": (500, 30), "photos": (18, 2), "sets": (6, 4), "aligned": (4, 2)}[layout]
-    if (task, layout) == ("color_transfer", "sets"):
+    if task in data.UNPAIRED and layout == "sets":
         train, val = 3, 2  # the sources are A alone
     assert len(dataset) == (train if split == "train" else val)
 
@@ -108,6 +118,11 @@ def test_layouts(request: pytest.FixtureRequest, task: data.Task, layout: str, s
             assert -1 <= image.min() < image.max() <= 1
     if task == "colorization":
         assert all(is_luma(*pair) for pair in pairs)
+    elif task == "colorization_lab":
+        assert all(is_lightness(*pair) for pair in pairs)
+    elif task == "unpaired_colorization":
+        assert all(is_grey(source) and not is_grey(reference) for source, reference in pairs)
+        assert not any(is_lightness(*pair) for pair in pairs)
     elif layout == "aligned":
         assert all(torch.equal(source, reference.flip(0)) for source, reference in pairs)
     elif task == "edges2photo":
@@ -116,14 +131,14 @@ def test_layouts(request: pytest.FixtureRequest, task: data.Task, layout: str, s
         assert not any(torch.equal(*pair) for pair in pairs)
 
 
-@pytest.mark.parametrize("task", ["colorization", "edges2photo"])
-def test_sets_are_one_for_a_task_of_single_photos(sets: Path, task: data.Task) -> None:
+@pytest.mark.parametrize("task", ["colorization", "colorization_lab", "edges2photo"])
+def test_sets_are_one_for_a_task_of_single_photos(sets: Path, task: data.Kind) -> None:
     dataset = open_dataset(task, sets, split="val", size=SIZE)
     assert [is_red(dataset[Draw(i, 0)].reference) for i in range(4)] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(("task", "layout"), [("color_transfer", "sets"), ("edges2photo", "aligned")])
-def test_direction(request: pytest.FixtureRequest, task: data.Task, layout: str) -> None:
+def test_direction(request: pytest.FixtureRequest, task: data.Kind, layout: str) -> None:
     folder = request.getfixturevalue(layout)
     for direction, source_is_red in (("AtoB", True), ("BtoA", False)):
         for split in ("train", "val"):
@@ -153,7 +168,7 @@ def test_splits_of_a_folder_are_disjoint(photos: Path) -> None:
 @pytest.mark.parametrize("layout", ["none", "photos"])
 @pytest.mark.parametrize("task", ["color_transfer", "colorization", "edges2photo"])
 def test_draw_decides_in_training_and_index_alone_in_val(
-    request: pytest.FixtureRequest, task: data.Task, layout: str
+    request: pytest.FixtureRequest, task: data.Kind, layout: str
 ) -> None:
     folder = None if layout == "none" else request.getfixturevalue(layout)
     train, val = (open_dataset(task, folder, split=split, size=SIZE) for split in ("train", "val"))
@@ -220,11 +235,12 @@ def test_shipped_photos_hold_out_their_right() -> None:
         assert 0.4 < right.shape[2] / whole.shape[2] < 0.5
 
 
-def test_references_are_crops_of_another_shipped_photo() -> None:
+@pytest.mark.parametrize("task", data.UNPAIRED)
+def test_references_are_crops_of_another_shipped_photo(task: data.Kind) -> None:
     photos = len(data.SHIPPED)
     flat = [torch.full((3, 40, 40), i / 10) for i in range(photos)]
     for images, scales in ((flat * 20, data.TRAIN_SIDES), (flat * 6, None)):
-        dataset = data.from_photos("color_transfer", images, data.Cut(SIZE, scales), photos)
+        dataset = data.from_photos(task, images, data.Cut(SIZE, scales), photos)
         partners = set()
         for i in range(len(dataset)):
             source, reference = dataset[Draw(i, i)]
@@ -316,8 +332,9 @@ def test_broken_file_is_skipped_with_a_warning(photos: Path) -> None:
     assert torch.equal(pair.reference, dataset[Draw(0, 0)].reference)  # the next one, which is the first
 
 
-def test_grey_photo_is_skipped_in_colorization_alone(photos: Path) -> None:
-    dataset = open_dataset("colorization", photos, split="train", size=SIZE)
+@pytest.mark.parametrize("task", ["colorization", "colorization_lab"])
+def test_grey_photo_is_skipped_where_colors_are_learned(photos: Path, task: data.Kind) -> None:
+    dataset = open_dataset(task, photos, split="train", size=SIZE)
     grey = dataset.images.paths[0]
     photo((0.5, 0.5, 0.5)).convert("L").save(grey)
     with pytest.warns(UserWarning, match="is grey: it has no colours to learn") as caught:
@@ -328,6 +345,19 @@ def test_grey_photo_is_skipped_in_colorization_alone(photos: Path) -> None:
         warnings.simplefilter("error")
         source, _ = open_dataset("color_transfer", photos, split="train", size=SIZE)[Draw(0, 0)]
     assert torch.equal(source[0], source[1])
+
+
+def test_grey_photo_is_a_source_but_no_style_in_unpaired_sets(sets: Path) -> None:
+    """Greys of A, colours of B."""
+    for part in ("trainA", "trainB"):
+        photo((0.5, 0.5, 0.5)).save(sets / part / "00.png")
+    dataset = open_dataset("unpaired_colorization", sets, split="train", size=SIZE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pairs = [dataset[Draw(0, seed)] for seed in range(8)]
+    assert all(is_grey(source) and not is_red(style) and not is_grey(style) for source, style in pairs)
+    assert caught
+    assert all(repr(str(sets / "trainB" / "00.png")) in str(warning.message) for warning in caught)
 
 
 def test_pair_of_odd_width_is_skipped_with_a_warning(aligned: Path) -> None:
@@ -352,7 +382,7 @@ def test_folder_without_a_file_that_can_be_used(aligned: Path) -> None:
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_unfit_folders(tmp_path: Path, aligned: Path, sets: Path, photos: Path, split: data.Split) -> None:
-    def message(task: data.Task, folder: Path | None, **options: str) -> str:
+    def message(task: data.Kind, folder: Path | None, **options: str) -> str:
         with pytest.raises(ValueError) as error:  # noqa: PT011
             open_dataset(task, folder, split=split, size=SIZE, **options)
         return str(error.value)
@@ -375,9 +405,7 @@ def test_unfit_folders(tmp_path: Path, aligned: Path, sets: Path, photos: Path, 
     for task, folder in (("color_transfer", photos), ("edges2photo", None)):
         assert "direction 'BtoA' is for aligned pairs" in message(task, folder, direction="BtoA")
     assert "direction must be one of AtoB, BtoA, got 'btoa'" in message("edges2photo", None, direction="btoa")
-    assert "task must be one of color_transfer, colorization, edges2photo, got" in message(
-        "colourisation", None
-    )
+    assert "kind must be one of color_transfer, colorization, edges2photo, " in message("colourisation", None)
 
 
 HALF = (128, 128, 128)

@@ -5,15 +5,17 @@ What a folder may hold, told by the folders in it:
 - train and val: aligned pairs, A and B side by side in a file, as pix2pix publishes edges2shoes and
   edges2handbags (A, the left half, is the edges, B the photo). For edges2photo alone.
 - trainA, trainB, testA, testB: two sets of photos, as CycleGAN publishes summer2winter_yosemite.
-  color_transfer gives photos of A the colours of photos of B; the other tasks take A and B together.
+  color_transfer and unpaired_colorization give photos of A the colours of photos of B; the other kinds take A
+  and B together.
 - images, at any depth: photos, such as the Oxford 102 flowers. 10 % are held out, the same of the same files.
 
-In color_transfer the source is a photo and the reference another one of the same split. In the other tasks
-the source is computed from the reference: its luma in colorization, its edges in edges2photo.
+In color_transfer the source is a photo and the reference another one of the same split; in
+unpaired_colorization the source is the lightness of one. In the other kinds it is computed from the
+reference: its luma in colorization, its lightness in colorization_lab, its edges in edges2photo.
 
 A file that cannot be used is replaced by the next one, with a warning that names it: a broken one, a pair of
-odd width and, in colorization, a grey photo, which has no colours to learn. Elsewhere grey is a colour like
-any other. When no file can be used, that is an error.
+odd width and, where colours are to be learned from greys, a grey photo. Elsewhere grey is a colour like any
+other. When no file can be used, that is an error.
 
 Jitter is the official code's, a square of 256/286 of the image and a mirror, both at random. The square is
 cut first and then resized, once and antialiased; the official code takes the nearest pixel. A photo of
@@ -43,10 +45,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from histloss.color import rgb_to_yuv
+from shared.lab import lightness
 
 Name = TypeVar("Name")
 
-Task = Literal["color_transfer", "colorization", "edges2photo"]
+Kind = Literal["color_transfer", "colorization", "edges2photo", "colorization_lab", "unpaired_colorization"]
+UNPAIRED = ("color_transfer", "unpaired_colorization")  # the source and the reference are of two photos
 Split = Literal["train", "val"]
 Direction = Literal["AtoB", "BtoA"]
 
@@ -174,13 +178,14 @@ class Samples(Dataset[Pair]):
 
 @dataclass(eq=False)
 class PhotoPairs(Samples):
-    """A photo, and another one to take the colours from.
+    """A photo, or what is computed from it, and another photo to take the colours from.
 
     Indices that are equal modulo ``photos`` are the same photo; None: images and references share none.
     """
 
     references: Images | list[Tensor]
     photos: int | None
+    source_of: Callable[[Tensor], Tensor]
 
     def __getitem__(self, draw: Draw) -> Pair:
         random = self.cut.random(draw)
@@ -188,7 +193,7 @@ class PhotoPairs(Samples):
         while self.photos is not None and partner % self.photos == draw.index % self.photos:
             partner = random.randrange(len(self.references))
         source, reference = self.images[draw.index], self.references[partner]
-        return Pair(self.cut(source, random), self.cut(reference, random))
+        return Pair(self.source_of(self.cut(source, random)), self.cut(reference, random))
 
 
 @dataclass(eq=False)
@@ -250,6 +255,20 @@ def edges(photo: Tensor) -> Tensor:
     return 1 - 2 * torch.from_numpy(lines).float().repeat(3, 1, 1)
 
 
+def whole(photo: Tensor) -> Tensor:
+    """The photo itself."""
+    return photo
+
+
+SOURCES: dict[Kind, Callable[[Tensor], Tensor]] = {  # what is to be painted, of a photo
+    "color_transfer": whole,
+    "colorization": grey,
+    "colorization_lab": lightness,
+    "edges2photo": edges,
+    "unpaired_colorization": lightness,
+}
+
+
 @cache
 def shipped_photo(name: str) -> Tensor:
     with as_file(files("skimage.data") / name) as path:
@@ -305,46 +324,48 @@ def layout_of(folder: Path) -> tuple[str, ...]:
 
 
 def open_dataset(
-    task: Task, folder: Path | None, *, split: Split, size: int, direction: Direction = "AtoB"
+    kind: Kind, folder: Path | None, *, split: Split, size: int, direction: Direction = "AtoB"
 ) -> Samples:
     """The samples of a split, of size x size pixels: jittered in train, always the same in val.
 
     Args:
         folder: what it may hold, the module says. None: crops of the photos that come with scikit-image.
-        direction: which of A and B is the source, in aligned pairs and in color_transfer between two sets.
+        direction: which of A and B is the source, in aligned pairs and in the unpaired kinds of two sets.
 
     Raises:
-        ValueError: the folder is missing or empty, or does not fit the task.
+        ValueError: the folder is missing or empty, or does not fit the kind.
     """
-    given = {"task": (task, Task), "split": (split, Split), "direction": (direction, Direction)}
+    given = {"kind": (kind, Kind), "split": (split, Split), "direction": (direction, Direction)}
     for name, (value, allowed) in given.items():
         if value not in get_args(allowed):
             raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}")
     layout = () if folder is None else layout_of(folder)
-    if direction == "BtoA" and layout != ALIGNED and (layout, task) != (SETS, "color_transfer"):
-        raise ValueError("direction 'BtoA' is for aligned pairs, and for color_transfer between two sets")
+    if direction == "BtoA" and layout != ALIGNED and (layout != SETS or kind not in UNPAIRED):
+        raise ValueError(
+            f"direction 'BtoA' is for aligned pairs, and for {' and '.join(UNPAIRED)} of two sets"
+        )
 
     if folder is None:
         if split == "val":
-            return from_photos(task, shipped_squares(size), Cut(size), len(SHIPPED))
+            return from_photos(kind, shipped_squares(size), Cut(size), len(SHIPPED))
         images = shipped_photos("train") * TRAIN_CROPS
-        return from_photos(task, images, Cut(size, TRAIN_SIDES), len(SHIPPED))
+        return from_photos(kind, images, Cut(size, TRAIN_SIDES), len(SHIPPED))
 
     cut = Cut(size, JITTER if split == "train" else None)
     if layout == ALIGNED:
-        if task != "edges2photo":
+        if kind != "edges2photo":
             raise ValueError(
                 f"folder {str(folder)!r} holds train and val, which are aligned pairs, for edges2photo: "
-                f"{task} takes trainA, trainB, testA and testB, or a folder of images"
+                f"{kind} takes trainA, trainB, testA and testB, or a folder of images"
             )
         return AlignedPairs(Images(find_images(folder / split), read_pair), cut, direction)
 
     if layout == SETS:
         part = "train" if split == "train" else "test"
         a, b = find_images(folder / f"{part}A"), find_images(folder / f"{part}B")
-        if task == "color_transfer":
+        if kind in UNPAIRED:
             sources, references = (a, b) if direction == "AtoB" else (b, a)
-            return PhotoPairs(Images(sources), cut, Images(references), photos=None)
+            return PhotoPairs(Images(sources), cut, Images(references, reader(kind)), None, SOURCES[kind])
         paths = a + b
     else:
         paths = find_images(folder)
@@ -352,15 +373,19 @@ def open_dataset(
             raise ValueError(f"folder {str(folder)!r} holds {len(paths)} images: at least 4 are needed")
         train, val = hold_out(paths)
         paths = train if split == "train" else val
-    read = read_colors if task == "colorization" else read_image
-    return from_photos(task, Images(paths, read), cut, len(paths))
+    return from_photos(kind, Images(paths, reader(kind)), cut, len(paths))
 
 
-def from_photos(task: Task, images: Images | list[Tensor], cut: Cut, photos: int) -> Samples:
+def from_photos(kind: Kind, images: Images | list[Tensor], cut: Cut, photos: int) -> Samples:
     """Samples of one set of photos. Indices that are equal modulo ``photos`` are the same photo."""
-    if task == "color_transfer":
-        return PhotoPairs(images, cut, images, photos)
-    return PhotosAlone(images, cut, grey if task == "colorization" else edges)
+    if kind in UNPAIRED:
+        return PhotoPairs(images, cut, images, photos, SOURCES[kind])
+    return PhotosAlone(images, cut, SOURCES[kind])
+
+
+def reader(kind: Kind) -> Callable[[Path], Tensor]:
+    """How photos are read whose colours are to be learned."""
+    return read_colors if SOURCES[kind] in (grey, lightness) else read_image
 
 
 class Draws(Sampler[Draw]):

@@ -6,16 +6,15 @@ source and EMD are in evaluation.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import repeat
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from histloss.color import lab_to_rgb, rgb_to_lab
 from shared.data import centre
 from shared.evaluation import CHUNK
+from shared.lab import join_lab, split_lab
 from shared.networks import resize
 
 AB = 110.0  # what rgb_to_lab divides a and b by
@@ -28,7 +27,7 @@ Map = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def auc(output: Tensor, real: Tensor, weights: Tensor | Map | None = None) -> Tensor:
+def auc(output: Tensor, real: Tensor, weights: Tensor | None = None) -> Tensor:
     """Area under the curve of colour errors (Zhang 2016, Sec. 3.1): 1 for the real colours, 0 at worst.
 
     The curve is the share of pixels whose error, the Euclidean distance in the ab plane of Lab, is at most
@@ -37,10 +36,7 @@ def auc(output: Tensor, real: Tensor, weights: Tensor | Map | None = None) -> Te
 
     Args:
         output, real: the images.
-        weights: of the pixels, (N, 1, H, W), not negative, or what makes them of the real ab as rgb_to_lab
-            gives it, (n, 2, H, W). Each image has its own mean, and so a share of 1 / N in all. For the
-            rebalanced AuC, one over the probability of the real colour's bin:
-            ``lambda ab: (1 / probabilities)[bins.encode(ab, neighbours=1)[0]]``.
+        weights: of the pixels in their image's mean, (N, 1, H, W), not negative.
 
     Raises:
         ValueError: images or weights are not as described, or those of an image are all 0.
@@ -51,25 +47,18 @@ def auc(output: Tensor, real: Tensor, weights: Tensor | Map | None = None) -> Te
         raise ValueError(
             f"output must have the shape of real, {tuple(real.shape)}, got {tuple(output.shape)}"
         )
-    parts: Iterable[Tensor | Map | None] = repeat(weights)
-    if isinstance(weights, Tensor):
-        _check_weights(weights, real)
-        parts = weights.split(CHUNK)
-    chunks = zip(output.split(CHUNK), real.split(CHUNK), parts, strict=False)
+    if weights is None:
+        weights = real.new_ones((len(real), 1, *real.shape[2:]))
+    _check_weights(weights, real)
+    chunks = zip(output.split(CHUNK), real.split(CHUNK), weights.split(CHUNK), strict=True)
     return torch.cat([_auc(*chunk) for chunk in chunks]).cpu()
 
 
-def _auc(output: Tensor, real: Tensor, weights: Tensor | Map | None) -> Tensor:
-    painted, ab = (rgb_to_lab(images)[:, 1:] for images in (output, real))
+def _auc(output: Tensor, real: Tensor, weights: Tensor) -> Tensor:
+    painted, ab = (split_lab(images)[1] for images in (output, real))
     error = AB * torch.linalg.vector_norm(painted - ab, dim=1, keepdim=True)
     scores = (2 * LARGEST + 1 - 2 * (error - ROUNDING).ceil()).clamp(0, 2 * LARGEST).double()
-    # Whole numbers, of which sums are exact.
-    if weights is None:
-        weights = torch.ones_like(scores)
-    elif not isinstance(weights, Tensor):
-        weights = weights(ab)
-        _check_weights(weights, ab)
-    weights = weights.to(scores)
+    weights = weights.to(scores)  # whole numbers times ones: such sums are exact
     return (weights * scores).sum((1, 2, 3)) / (2 * LARGEST * weights.sum((1, 2, 3)))
 
 
@@ -180,13 +169,6 @@ def _vgg16() -> nn.Module:
     return network.eval()
 
 
-def grey_baseline(images: Tensor) -> Tensor:
-    """The images with a = b = 0."""
-    _check_images(images)
-    lightness = rgb_to_lab(images)[:, :1]
-    return _rgb(lightness, torch.zeros_like(lightness).expand(-1, 2, -1, -1))
-
-
 def random_chroma(images: Tensor, *, seed: int = 0) -> Tensor:
     """Each image with the a and b of another one, drawn at random. What RGB has not, is clamped to it."""
     _check_images(images)
@@ -195,12 +177,8 @@ def random_chroma(images: Tensor, *, seed: int = 0) -> Tensor:
         raise ValueError(f"images must be at least 2, to take colours from each other, got {count}")
     steps = torch.randint(1, count, (count,), generator=torch.Generator().manual_seed(seed))
     others = (torch.arange(count) + steps) % count
-    lab = rgb_to_lab(images)
-    return _rgb(lab[:, :1], lab[others.to(lab.device), 1:])
-
-
-def _rgb(lightness: Tensor, ab: Tensor) -> Tensor:
-    return lab_to_rgb(torch.cat([lightness, ab], dim=1)).clamp(-1, 1)
+    lightness, ab = split_lab(images)
+    return join_lab(lightness, ab[others.to(ab.device)])
 
 
 def _check_images(images: Tensor, name: str = "images") -> None:

@@ -1,4 +1,4 @@
-"""The training of a generator against a discriminator: steps, checkpoints, progress, samples.
+"""The training of networks: steps, checkpoints, progress, samples. What is trained is a System.
 
 Fabric carries device, precision and processes. What is random in a step is a function of the seed, the step
 and the process: on a CPU, a run that was stopped and resumed has the bits of one that was not.
@@ -9,56 +9,29 @@ from __future__ import annotations
 import math
 import os
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
+from time import perf_counter
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from shared.data import Draws, first_pairs, loader, mix, open_dataset
+from shared.data import Draws, Kind, Samples, first_pairs, loader, mix, open_dataset
 from shared.evaluation import CHUNK, plot_losses, sample_grid
-from shared.networks import Discriminator, Generator, hard_histogram
-from shared.objective import SPACES, Objective, histograms
+from shared.options import Options
 
 CHECKPOINT = "checkpoint.pt"
-TERMS = ("total", "emd", "mi", "adv", "discriminator")
 SAMPLES = 8  # held-out pairs in a sample grid
-
-
-@dataclass(frozen=True)
-class Options:
-    """What makes a run the run it is. Kept in its checkpoint."""
-
-    task: str
-    data: str | None
-    direction: str
-    size: int
-    color: str
-    bins: int
-    mi_bins: int
-    code: str
-    residual: bool
-    width: int
-    preset: str
-    weights: Mapping[str, float]
-    batch_size: int  # over all processes
-    learning_rate: float
-    seed: int
-
-    @property
-    def conditional(self) -> bool:
-        """Whether the discriminator sees the source too: not where the source is its real image."""
-        return self.task != "color_transfer"
 
 
 @dataclass(frozen=True)
@@ -72,40 +45,101 @@ class Schedule:
     save_every: int
 
 
-def generator_of(options: Options) -> Generator:
-    return Generator(
-        options.size, bins=options.bins, width=options.width, code=options.code, residual=options.residual
-    )
+class System(ABC):
+    """Networks that learn together: how they learn from a batch, and how they paint.
+
+    A subclass makes its networks in its constructor, by :meth:`learns`.
+
+    Attributes:
+        options_type: what can be chosen.
+        terms: names of the losses of a step, as they are logged.
+        modules: what a checkpoint holds by name: networks, and losses that have a state.
+        optimizers: those of the networks that learn, by the same names.
+    """
+
+    options_type: ClassVar[type[Options]]
+    terms: ClassVar[tuple[str, ...]]
+
+    def __init__(self, fabric: Fabric, options: Any) -> None:
+        self.fabric, self.options = fabric, options
+        self.modules: dict[str, nn.Module] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+
+    @property
+    @abstractmethod
+    def kind(self) -> Kind:
+        """Of the pairs it learns from."""
+
+    @abstractmethod
+    def step(self, source: Tensor, reference: Tensor) -> Mapping[str, Tensor]:
+        """Learn from a batch, (B, 3, H, W) each. The losses by the names of `terms`, on the device."""
+
+    @abstractmethod
+    def paint(self, source: Tensor, reference: Tensor) -> Tensor:
+        """The output for a batch, RGB in [-1, 1]. One process may do this alone: networks without DDP."""
+
+    def prepare(self, train: Samples, folder: Path) -> None:  # noqa: B027 - most have nothing to do
+        """What a new run, kept in the folder, does before its first step."""
+
+    def pace(self, progress: float) -> float:
+        """What the learning rates are multiplied by when this part of the steps, 0 to 1, is done."""
+        return 1.0
+
+    def learns(
+        self, name: str, module: nn.Module, optimizer: torch.optim.Optimizer | None = None
+    ) -> nn.Module:
+        """The module, set up for the device and the processes, with pix2pix's Adam or another optimizer."""
+        if optimizer is None:
+            optimizer = torch.optim.Adam(
+                module.parameters(), lr=self.options.learning_rate, betas=(0.5, 0.999)
+            )
+        self.modules[name], self.optimizers[name] = self.fabric.setup(module, optimizer)
+        return self.modules[name]
+
+    def descend(self, loss: Tensor, *names: str) -> None:
+        """A step of the optimizers of these networks down the gradient of a loss."""
+        for name in names:
+            self.optimizers[name].zero_grad()
+        self.fabric.backward(loss)
+        for name in names:
+            self.optimizers[name].step()
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[nn.Module]:
+        """A network that is to be used and not to learn, without DDP, which would wait for its gradients."""
+        module = self.modules[name].module
+        module.requires_grad_(False)
+        try:
+            with self.fabric.autocast():
+                yield module
+        finally:
+            module.requires_grad_(True)
 
 
-def code_histogram(reference: Tensor, options: Options) -> Tensor:
-    """What a generator is told of a reference (B, 3, H, W): histograms of its channels, (B, 3, K)."""
-    if options.code == "counts":
-        return hard_histogram(SPACES[options.color].from_rgb(reference), bins=options.bins)
-    return histograms(reference, color=options.color, bins=options.bins)
-
-
-def load_options(folder: Path, task: str) -> tuple[Options, dict[str, Any]]:
+def load_checkpoint(folder: Path, task: str, kind: type[Options]) -> tuple[Any, dict[str, Any]]:
     """The options of a task's run, and all of its checkpoint."""
     path = folder / CHECKPOINT
     if not path.exists():
         raise ValueError(f"{folder} holds no run of {task}: there is no {CHECKPOINT}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        options = Options(**state["options"])
+        found = state["options"]["task"]
+        options = kind(**state["options"]) if found == task else None
     except Exception as error:  # a damaged file raises almost anything
         raise ValueError(f"{path} is not a checkpoint of this version: {error}") from error
-    if options.task != task:
-        raise ValueError(f"{path} is a checkpoint of {options.task}, not of {task}")
+    if options is None:
+        raise ValueError(f"{path} is a checkpoint of {found}, not of {task}")
     return options, state
 
 
-def load_generator(folder: Path, task: str) -> tuple[Generator, Options]:
-    """The generator of a task's run, to use, and the options it was trained with."""
-    options, state = load_options(folder, task)
-    generator = generator_of(options)
-    generator.load_state_dict(state["generator"])
-    return generator.eval(), options
+def load_system(folder: Path, task: str, kind: type[System]) -> System:
+    """The system of a task's run on the CPU, to paint with."""
+    options, state = load_checkpoint(folder, task, kind.options_type)
+    system = kind(Fabric(accelerator="cpu", devices=1), options)
+    for name, module in system.modules.items():
+        module.load_state_dict(state[name])
+        module.eval()
+    return system
 
 
 class Trainer:
@@ -113,42 +147,36 @@ class Trainer:
 
     Args:
         fabric: launched.
-        options: what to train, and on what.
+        kind: what to train.
+        options: how, and on what.
         folder: where the run is kept. With a checkpoint in it, training goes on from there.
     """
 
-    def __init__(self, fabric: Fabric, options: Options, folder: Path) -> None:
+    def __init__(self, fabric: Fabric, kind: type[System], options: Options, folder: Path) -> None:
         if options.batch_size % fabric.world_size:
             raise ValueError(
                 f"batch_size must be a multiple of {fabric.world_size} processes, got {options.batch_size}"
             )
         self.fabric, self.options, self.folder = fabric, options, folder
         torch.manual_seed(options.seed)
-        self.generator, self.generator_optimizer = self._setup(generator_of(options))
-        self.discriminator, self.discriminator_optimizer = self._setup(
-            Discriminator(width=options.width, conditional=options.conditional)
-        )
-        self.objective = Objective(
-            color=options.color,
-            preset=options.preset,
-            bins=options.bins,
-            mi_bins=options.mi_bins,
-            weights=options.weights,
-        )
+        self.system = kind(fabric, options)
         folder_of_data = None if options.data is None else Path(options.data)
         self.datasets = {
             split: open_dataset(
-                options.task, folder_of_data, split=split, size=options.size, direction=options.direction
+                self.system.kind, folder_of_data, split=split, size=options.size, direction=options.direction
             )
             for split in ("train", "val")
         }
         self.samples = first_pairs(self.datasets["val"], SAMPLES)
         self.step = 0
         self.steps: int | None = None  # of its schedule, once it has one
-        self.history: list[list[float]] = []  # rows of step and TERMS, each the mean since the row before
+        self.seconds = 0.0  # of training, without samples and checkpoints
+        self.history: list[list[float]] = []  # rows of step and terms, each the mean since the row before
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CHECKPOINT).exists():
             self._load()
+        else:
+            self.system.prepare(self.datasets["train"], folder)
 
     def train(self, schedule: Schedule) -> bool:
         """Train until the schedule's last step; False if a signal told it to stop before.
@@ -179,6 +207,7 @@ class Trainer:
         )
         recent: list[Tensor] = []
         with _stop_signals() as stop, self._progress(schedule) as progress, self._events() as events:
+            since = perf_counter()
             for source, reference in batches:
                 recent.append(self._step(source, reference))
                 self.step += 1
@@ -188,76 +217,44 @@ class Trainer:
                 save = last or self.step % schedule.save_every == 0
                 if save or self.step % schedule.log_every == 0:
                     self._log(recent, progress, events)
+                self.seconds += perf_counter() - since
                 if last or self.step % schedule.sample_every == 0:
                     self._sample(events)
                 if save:
                     self._save()
                 if stopped:
                     return False
+                since = perf_counter()
         return True
 
     def paint(self, source: Tensor, reference: Tensor) -> Tensor:
         """The outputs, on the CPU, for sources and references (N, 3, H, W), always with the same noise."""
-        generator = self.generator.module.eval()  # without DDP: one process may paint alone
+        for module in self.system.modules.values():
+            module.eval()
         torch.manual_seed(self.options.seed)
         outputs = []
         with torch.no_grad(), self.fabric.autocast():
             for pair in zip(source.split(CHUNK), reference.split(CHUNK), strict=True):
-                x, y = map(self.fabric.to_device, pair)
-                outputs.append(generator(x, code_histogram(y, self.options)).float().cpu())
-        generator.train()
+                outputs.append(self.system.paint(*map(self.fabric.to_device, pair)).float().cpu())
+        for module in self.system.modules.values():
+            module.train()
         return torch.cat(outputs)
 
-    def _setup(self, module: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer]:
-        adam = torch.optim.Adam(module.parameters(), lr=self.options.learning_rate, betas=(0.5, 0.999))
-        return self.fabric.setup(module, adam)
-
     def _step(self, source: Tensor, reference: Tensor) -> Tensor:
-        """One step of the discriminator, one of the generator. Its TERMS, still on the device."""
-        options = self.options
-        torch.manual_seed(mix(options.seed, self.step, self.fabric.global_rank))
-        told = code_histogram(reference, options)
-        soft = options.code == "soft"
-        ref_hist = told if soft else histograms(reference, color=options.color, bins=options.bins)
-        output = self.generator(source, told)
-        loss = torch.zeros((), device=output.device)
-        if options.weights["adv"]:
-            loss = self._discriminator_step(source, reference, output.detach())
-        terms = self._generator_step(source, ref_hist, output)
-        return torch.stack([*(terms[name].detach() for name in TERMS[:-1]), loss])
-
-    def _discriminator_step(self, source: Tensor, reference: Tensor, output: Tensor) -> Tensor:
-        """To know real images from painted ones. Without pairs, the source is the real image."""
-        condition, real = (source, reference) if self.options.conditional else (None, source)
-        self.discriminator_optimizer.zero_grad()
-        loss = 0.0
-        for image, label in ((real, 1.0), (output, 0.0)):  # each with its own backward, as DDP wants it
-            logits = self.discriminator(image, condition)
-            term = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label)) / 2
-            self.fabric.backward(term)
-            loss = loss + term.detach()
-        self.discriminator_optimizer.step()
-        return loss
-
-    def _generator_step(self, source: Tensor, ref_hist: Tensor, output: Tensor) -> dict[str, Tensor]:
-        """Eq. 18. The discriminator stays as it is, and is spared the work for its own gradients."""
-        logits = None
-        if self.options.weights["adv"]:
-            self.discriminator.requires_grad_(False)
-            with self.fabric.autocast():  # around the module itself: DDP's would wait for those gradients
-                logits = self.discriminator.module(output, source if self.options.conditional else None)
-            self.discriminator.requires_grad_(True)
-        terms = self.objective(output, source, ref_hist, logits)
-        self.generator_optimizer.zero_grad()
-        self.fabric.backward(terms["total"])
-        self.generator_optimizer.step()
-        return terms
+        """A step of the system, with randomness and learning rates of its own. Its terms."""
+        torch.manual_seed(mix(self.options.seed, self.step, self.fabric.global_rank))
+        pace = self.system.pace(self.step / self.steps)
+        for optimizer in self.system.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = pace * group.setdefault("initial_lr", group["lr"])
+        terms = self.system.step(source, reference)
+        return torch.stack([terms[name].detach() for name in self.system.terms])
 
     def _log(self, recent: list[Tensor], progress: tqdm[None], events: SummaryWriter | None) -> None:
         """The mean of the steps since the last log. A process on its own waits for its device here alone."""
         means = self.fabric.all_reduce(torch.stack(recent).mean(0)).tolist()
         recent.clear()
-        terms = dict(zip(TERMS, means, strict=True))
+        terms = dict(zip(self.system.terms, means, strict=True))
         if not all(map(math.isfinite, means)):
             raise RuntimeError(f"step {self.step}: a loss is not finite, {terms}; {CHECKPOINT} is as it was")
         self.history.append([self.step, *means])
@@ -284,7 +281,7 @@ class Trainer:
         if self.fabric.is_global_zero:
             os.replace(unfinished, path)
             plot_losses(
-                [dict(zip(("step", *TERMS), row, strict=True)) for row in self.history],
+                [dict(zip(("step", *self.system.terms), row, strict=True)) for row in self.history],
                 self.folder / "losses.png",
             )
         self.fabric.barrier()
@@ -296,18 +293,18 @@ class Trainer:
         for name, value in wanted.items():
             if state[name] != value:
                 raise ValueError(f"{path} was trained with other {name}: {state[name]}, not {value}")
-        self.step, self.steps, self.history = state["step"], state["steps"], state["history"]
+        self.step, self.steps, self.seconds = state["step"], state["steps"], state["seconds"]
+        self.history = state["history"]
 
     def _state(self) -> dict[str, Any]:
         return {
-            "generator": self.generator,
-            "discriminator": self.discriminator,
-            "generator_optimizer": self.generator_optimizer,
-            "discriminator_optimizer": self.discriminator_optimizer,
+            **self.system.modules,
+            **{f"{name}_optimizer": optimizer for name, optimizer in self.system.optimizers.items()},
             "options": asdict(self.options),
             "images": {split: len(dataset) for split, dataset in self.datasets.items()},
             "step": self.step,
             "steps": self.steps,
+            "seconds": self.seconds,
             "history": self.history,
         }
 
