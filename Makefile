@@ -14,19 +14,24 @@ EMULATOR := $(shell find tests/emulation -name '*.h' -o -name '*.cpp' -o -name '
 
 .PHONY: demo test test-browser sanitize test-cuda-emulated lint format bench bench-all bench-guard clean \
 	train-color-transfer train-colorization train-edges2photo \
-	evaluate-color-transfer evaluate-colorization evaluate-edges2photo
+	train-colorization-gan train-unpaired-colorization train-colorization-classes \
+	evaluate-color-transfer evaluate-colorization evaluate-edges2photo compare-colorization
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/recolor.py
 
 # Minutes on two cores, with photos that come with scikit-image; a run that was stopped goes on. What a run
 # holds, and how to train on other photos: examples/RESULTS.md and the scripts' --help.
-TASKS := color-transfer colorization edges2photo
+DEEPHIST := color-transfer colorization edges2photo
+TASKS := $(DEEPHIST) colorization-gan unpaired-colorization colorization-classes
 $(TASKS:%=train-%): train-%: $(INSTALLED)
 	$(BIN)/python examples/$(subst -,_,$*).py --resume
 
-$(TASKS:%=evaluate-%): evaluate-%: $(INSTALLED)
+$(DEEPHIST:%=evaluate-%): evaluate-%: $(INSTALLED)
 	$(BIN)/python examples/$(subst -,_,$*).py --evaluate
+
+compare-colorization: $(INSTALLED)
+	$(BIN)/python examples/compare_colorization.py
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
