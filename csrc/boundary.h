@@ -91,7 +91,7 @@ struct Gradient {
   Tensor tensor;
   MutableImage image;
   Gradient(const Tensor& x, bool needed, ScalarType type)
-      : tensor(needed ? torch::stable::new_empty(x, {x.size(0), x.size(1)}, type)
+      : tensor(needed ? torch::stable::new_empty(x, x.sizes(), type)
                       : torch::stable::new_empty(x, {0}, type)),
         image{needed ? tensor.mutable_data_ptr() : nullptr, scalar_of(tensor)} {}
 };

@@ -28,6 +28,10 @@ STABLE_TORCH_LIBRARY(histloss, m) {
       "int bins_x, float lo_x, float hi_x, float bandwidth_x, int boundary_x, "
       "int bins_y, float lo_y, float hi_y, float bandwidth_y, int boundary_y, "
       "bool need_x, bool need_y, bool need_mass) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "nearest_bins(Tensor points, Tensor bins, Tensor a, Tensor b, float low_a, float low_b, float step, "
+      "int neighbours, float sigma) -> (Tensor, Tensor, Tensor)");
+  m.def("color_cross_entropy(Tensor x, Tensor indices, Tensor z, Tensor v, bool need_x) -> (Tensor, Tensor)");
 }
 
 extern "C" {

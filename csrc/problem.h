@@ -95,4 +95,32 @@ struct ActivationMapsBackward {
   MutableImage grad_x;
 };
 
+// The n nearest of the bins that a cell of the plane has for candidates, which are ascending.
+struct NearestBins {
+  int64_t images, pixels, neighbours;
+  bool is_double;
+  const void* points;  // (images, 2, pixels)
+  double low[2], step;
+  int64_t rows, columns, candidates;
+  const int64_t* bins;  // (rows, columns, candidates)
+  const void* a;        // their coordinates, of the points' type
+  const void* b;
+  double decay;      // a weight is exp(-decay d^2), divided by their sum
+  int64_t* indices;  // (images, neighbours, pixels)
+  void* weights;     // (images, neighbours, pixels)
+  void* squares;     // (images, pixels): of the distance to the nearest
+};
+
+// Values, shares and weights are of the logits' arithmetic type.
+struct ColorCrossEntropy {
+  int64_t images, bins, pixels, neighbours;
+  bool is_double;
+  Image x;                 // (images, bins, pixels)
+  const int64_t* indices;  // (images, neighbours, pixels): the kernel tells if one is no bin
+  const void* z;           // their shares of the target
+  const void* v;           // (images, pixels): weights
+  void* values;            // (images, pixels)
+  MutableImage grad;       // of x
+};
+
 }  // namespace histloss

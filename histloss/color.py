@@ -194,7 +194,7 @@ def _hsv_to_rgb(h: Tensor, s: Tensor, v: Tensor) -> _Channels:
     return channel(5), channel(3), channel(1)
 
 
-_AB = 110.0  # the largest |a| or |b| in sRGB is 107.9
+AB_UNIT = 110.0  # of a and b; the largest |a| or |b| in sRGB is 107.9
 _DELTA = 6 / 29
 _XYZ = (
     (0.4124564, 0.3575761, 0.1804375),
@@ -210,12 +210,12 @@ _TO_LINEAR = torch.linalg.inv(torch.tensor(_FROM_LINEAR, dtype=torch.float64, de
 def _rgb_to_lab(r: Tensor, g: Tensor, b: Tensor) -> _Channels:
     r, g, b = _decode(_unit(r)), _decode(_unit(g)), _decode(_unit(b))
     x, y, z = (_cube_root(kr * r + kg * g + kb * b) for kr, kg, kb in _FROM_LINEAR)
-    return (116 * y - 16) / 50 - 1, 500 * (x - y) / _AB, 200 * (y - z) / _AB
+    return (116 * y - 16) / 50 - 1, 500 * (x - y) / AB_UNIT, 200 * (y - z) / AB_UNIT
 
 
 def _lab_to_rgb(lightness: Tensor, a: Tensor, b: Tensor) -> _Channels:
     fy = (50 * (lightness + 1) + 16) / 116
-    x, y, z = _cube(fy + _AB * a / 500), _cube(fy), _cube(fy - _AB * b / 200)
+    x, y, z = _cube(fy + AB_UNIT * a / 500), _cube(fy), _cube(fy - AB_UNIT * b / 200)
     red, green, blue = (_signed(_encode(kx * x + ky * y + kz * z)) for kx, ky, kz in _TO_LINEAR)
     return red, green, blue
 

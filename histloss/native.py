@@ -221,6 +221,20 @@ def _register_fakes() -> None:
             gradient(need_mass, x, accumulation_dtype(x.dtype)),
         )
 
+    @torch.library.register_fake("histloss::nearest_bins")
+    def _(points: Tensor, bins: Tensor, a: Tensor, b: Tensor, *rest: float) -> tuple[Tensor, Tensor, Tensor]:
+        (images, _, pixels), neighbours = points.shape, int(rest[-2])
+        weights = points.new_empty((images, neighbours, pixels))
+        return (
+            weights.new_empty(weights.shape, dtype=torch.int64),
+            weights,
+            points.new_empty((images, pixels)),
+        )
+
+    @torch.library.register_fake("histloss::color_cross_entropy")
+    def _(x: Tensor, indices: Tensor, z: Tensor, v: Tensor, need_x: bool) -> tuple[Tensor, Tensor]:
+        return v.new_empty(v.shape), gradient(need_x, x, x.dtype)
+
 
 _cpu, _cpu_reason = _load_cpu()
 _cuda, _cuda_reason = _load_cuda()

@@ -174,9 +174,24 @@ def joint_histogram(x: Tensor, y: Tensor, mass: Tensor | None) -> list[Tensor]:
     return [j, *itertools.chain(*(backward(j, x, y, mass, *axes, *need) for need in needs))]
 
 
+def color_cross_entropy(x: Tensor, y: Tensor, mass: Tensor | None) -> list[Tensor]:
+    v = x.to(accumulation_dtype(x.dtype))
+    z, indices = v.unsqueeze(1), torch.zeros_like(x, dtype=torch.int64).unsqueeze(1)
+    op = torch.ops.histloss.color_cross_entropy
+    return [*op(x.unsqueeze(1), indices, z, v, True), *op(x.unsqueeze(1), indices, z, v, False)]
+
+
+def nearest_bins(x: Tensor, y: Tensor, mass: Tensor | None) -> list[Tensor]:
+    a = torch.stack((x, y), 1).to(accumulation_dtype(x.dtype))
+    bins = torch.zeros_like(a, dtype=torch.int64)
+    return list(torch.ops.histloss.nearest_bins(a, bins, a, a, 0.0, 0.0, 1.0, 2, 1.0))
+
+
 @pytest.mark.parametrize("with_mass", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("call", [activation_maps, soft_histogram, joint_histogram])
+@pytest.mark.parametrize(
+    "call", [activation_maps, soft_histogram, joint_histogram, color_cross_entropy, nearest_bins]
+)
 def test_fake_kernels_return_what_the_real_ones_do(
     call: Callable[[Tensor, Tensor, Tensor | None], list[Tensor]], dtype: torch.dtype, with_mass: bool
 ) -> None:
@@ -196,6 +211,6 @@ def layout(t: Tensor) -> tuple[Any, ...]:
 
 def test_every_op_has_a_fake_kernel() -> None:
     ops = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("histloss::")]
-    assert len(ops) == 6
+    assert len(ops) == 8
     for name in ops:
         assert torch._library.simple_registry.singleton.find(name).fake_impl.kernel is not None, name

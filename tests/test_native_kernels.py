@@ -594,6 +594,199 @@ def test_extreme_pixels(bins: int, bandwidth: float, boundary: str, dtype: torch
     assert not maps.transpose(1, 2)[~x.isfinite()].any()
 
 
+# ---- colour classes, on the CPU alone -------------------------------------------------------------
+
+
+COLOR_SHAPES = (  # images, bins, pixels, neighbours
+    (1, 1, 1, 1),
+    (2, 3, 1, 2),
+    (3, 26, 15, 5),
+    (2, 16, 64, 16),
+    (1, 313, 257, 5),
+    (2, 40, 1000, 3),
+    (2, 7, 40, 0),
+    (2, 5, 0, 2),
+    (0, 5, 3, 2),
+)
+
+
+def color_inputs(shape: tuple[int, int, int, int], dtype: torch.dtype) -> list[Tensor]:
+    """Logits, and a target of different bins each."""
+    images, bins, pixels, neighbours = shape
+    x = (3 * torch.randn(images, bins, pixels)).to(dtype)
+    indices = torch.rand(images, bins, pixels).argsort(1)[:, :neighbours]
+    z = torch.rand(images, neighbours, pixels, dtype=accumulation_dtype(dtype)).softmax(1)
+    return [x, indices, z, torch.rand(images, pixels, dtype=z.dtype) + 0.5]
+
+
+def color_definition(x: Tensor, indices: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    x, z, v = x.double(), z.double(), v.double()
+    values = v * (x.logsumexp(1) - (x.gather(1, indices) * z).sum(1))
+    return values, v.unsqueeze(1) * x.softmax(1).scatter_add(1, indices, -z)
+
+
+def check_color(inputs: list[Tensor]) -> None:
+    x, v = inputs[0], inputs[-1]
+    values, gradient = torch.ops.histloss.color_cross_entropy(*inputs, True)
+    expected = color_definition(*inputs)
+    assert (values.dtype, gradient.dtype) == (v.dtype, x.dtype)
+    assert_value(values, expected[0])
+    assert_gradient(gradient, expected[1])
+    only, none = torch.ops.histloss.color_cross_entropy(*inputs, False)
+    assert torch.equal(only, values)
+    assert none.shape == (0,)
+
+
+@on_cpu
+@pytest.mark.parametrize("layout", ["contiguous", "misaligned", "strided", "transposed"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", COLOR_SHAPES, ids=str)
+def test_color_cross_entropy_at_random(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, layout: str
+) -> None:
+    check_color([laid_out(t, layout) for t in color_inputs(shape, dtype)])
+
+
+@on_cpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_extreme_logits_at_random(dtype: torch.dtype) -> None:
+    """Far apart, large, and of probability 0, which those of the target are not."""
+    limits = torch.finfo(dtype)
+    x, indices, z, v = color_inputs((2, 9, 300, 2), dtype)
+    x[0] *= 200
+    x[1, :, :100] = (limits.max**0.4 * torch.rand(9, 100, dtype=F64)).to(dtype)
+    check_color([x, indices, z, v])
+    x = x.scatter(1, torch.rand(2, 9, 300).argsort(1)[:, :7], -torch.inf)
+    indices = x.argsort(1, descending=True)[:, :2]
+    check_color([x, indices, z, v])
+    _, gradient = torch.ops.histloss.color_cross_entropy(x, indices, z, v, True)
+    assert not gradient[x == -torch.inf].any()
+
+
+@on_cpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bad_logits_spoil_their_pixel_at_random(dtype: torch.dtype) -> None:
+    """NaN of any bits and infinity, whatever their bin, and no other pixel."""
+    x, indices, z, v = color_inputs((1, 20, 80, 3), dtype)
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    odd = (torch.tensor(torch.inf, dtype=dtype).view(bits) + 1).view(dtype)
+    spoilt = torch.zeros(80, dtype=torch.bool)
+    for number, bad in enumerate((torch.tensor(torch.nan), torch.tensor(torch.inf), odd)):
+        for bin in range(20):
+            pixel = 4 * bin + number
+            x[0, bin, pixel], spoilt[pixel] = bad.to(dtype), True
+    values, gradient = torch.ops.histloss.color_cross_entropy(x, indices, z, v, True)
+    assert torch.equal(values[0].isnan(), spoilt)
+    assert torch.equal(gradient[0].isnan(), spoilt.expand(20, 80))
+
+
+@on_cpu
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("dtype", [F16, F32, F64], ids=str)
+def test_the_same_bits_of_a_pixel_whatever_is_beside_it(dtype: torch.dtype) -> None:
+    """And for any number of threads."""
+    inputs = color_inputs((3, 30, 1500, 4), dtype)
+    expected = torch.ops.histloss.color_cross_entropy(*inputs, True)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for found, want in zip(torch.ops.histloss.color_cross_entropy(*inputs, True), expected, strict=True):
+            assert torch.equal(found, want)
+    part = [t[1:, ..., 7:600] for t in inputs]
+    for found, want in zip(torch.ops.histloss.color_cross_entropy(*part, True), expected, strict=True):
+        assert torch.equal(found, want[1:, ..., 7:600])
+
+
+@on_cpu
+@pytest.mark.parametrize("dtype", [F16, F32], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "misaligned"])
+def test_a_large_gradient_is_that_of_its_parts(layout: str, dtype: torch.dtype) -> None:
+    """It is written past the caches."""
+    inputs = color_inputs((1, 64, 2**17 + 40, 1), dtype)
+    whole = torch.ops.histloss.color_cross_entropy(laid_out(inputs[0], layout), *inputs[1:], True)
+    for some in torch.arange(2**17 + 40).split(2**16):
+        part = torch.ops.histloss.color_cross_entropy(*(t[..., some] for t in inputs), True)
+        assert all(torch.equal(found[..., some], want) for found, want in zip(whole, part, strict=True))
+
+
+@on_cpu
+@pytest.mark.parametrize("bad", [-1, 20, 2**31, 2**62, -(2**63)])
+def test_indices_that_are_no_bins_are_refused(bad: int) -> None:
+    x, indices, z, v = color_inputs((2, 20, 300, 3), F32)
+    indices[1, 2, 299] = bad
+    for need in (True, False):
+        with pytest.raises(RuntimeError, match="indices must be from 0 to 19"):
+            torch.ops.histloss.color_cross_entropy(x, indices, z, v, need)
+
+
+@on_cpu
+@pytest.mark.parametrize("wrong", range(4))
+def test_color_tensors_that_do_not_fit_are_refused(wrong: int) -> None:
+    inputs = color_inputs((2, 20, 30, 3), F32)
+    for change in (lambda t: t[..., :-1], lambda t: t[:1], lambda t: t[0], lambda t: t.to(torch.int16)):
+        changed = [change(t) if i == wrong else t for i, t in enumerate(inputs)]
+        with pytest.raises(RuntimeError, match="histloss: "):
+            torch.ops.histloss.color_cross_entropy(*changed, True)
+
+
+def bins_inputs(pixels: int, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+    """Points of a lattice, often equally near to several bins; 2 x 3 cells, all with the same candidates."""
+    points = torch.randint(-8, 9, (2, 2, pixels)).to(dtype) / 2
+    at = torch.randint(-4, 5, (2, 21)).to(dtype)
+    bins = torch.arange(100, 121)
+    return points, [t.expand(2, 3, 21) for t in (bins, *at)]
+
+
+@on_cpu
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("neighbours", [1, 5, 21])
+@pytest.mark.parametrize("pixels", [0, 1, 15, 16, 17, 1000])
+def test_nearest_bins_at_random(pixels: int, neighbours: int, dtype: torch.dtype) -> None:
+    points, table = bins_inputs(pixels, dtype)
+    bins, a, b = (t[0, 0] for t in table)
+    found = torch.ops.histloss.nearest_bins(points, *table, -1.0, -2.0, 0.5, neighbours, 1.5)
+    squares = (points[:, :1] - a[:, None]).square() + (points[:, 1:] - b[:, None]).square()
+    squares, order = squares.sort(dim=1, stable=True)
+    squares, order = squares[:, :neighbours], order[:, :neighbours]
+    assert torch.equal(found[0], bins[order])
+    assert torch.equal(found[2], squares[:, 0])
+    assert found[1].dtype == dtype
+    assert_value(found[1], (squares.double() / -4.5).softmax(1))
+
+
+@on_cpu
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+def test_points_anywhere_are_in_a_cell(dtype: torch.dtype) -> None:
+    points, table = bins_inputs(30, dtype)
+    points[0, 0, :6] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e30, 0.0], dtype=dtype)
+    points[0, 1, 3:9] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e30, 0.0], dtype=dtype)
+    table[0] = torch.arange(6 * 21).view(2, 3, 21)
+    for low in (0.0, -1e300, torch.nan):
+        for step in (1.0, 1e-300, 0.0, torch.nan):
+            indices, *_ = torch.ops.histloss.nearest_bins(points, *table, low, low, step, 5, 1e-200)
+            assert bool((indices >= 0).all() & (indices < 6 * 21).all())
+
+
+@on_cpu
+def test_bins_that_do_not_fit_are_refused() -> None:
+    points, table = bins_inputs(30, F32)
+
+    def call(points: Tensor, table: list[Tensor], neighbours: int = 5) -> None:
+        torch.ops.histloss.nearest_bins(points, *table, -1.0, -2.0, 0.5, neighbours, 1.5)
+
+    for neighbours in (0, 22, -1):
+        with pytest.raises(RuntimeError, match="neighbours out of range"):
+            call(points, table, neighbours)
+    for wrong in (points[:, :1], points[0], points.half(), points.long()):
+        with pytest.raises(RuntimeError, match="histloss: "):
+            call(wrong, table)
+    for i in range(3):
+        for change in (lambda t: t[:1], lambda t: t[..., :20], lambda t: t[0], lambda t: t.half()):
+            with pytest.raises(RuntimeError, match="histloss: "):
+                call(points, [change(t) if j == i else t for j, t in enumerate(table)])
+    with pytest.raises(RuntimeError, match="bins has the wrong shape"):
+        call(points, [t[:0] for t in table])
+
+
 # ---- every instruction set ------------------------------------------------------------------------
 
 

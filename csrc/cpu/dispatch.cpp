@@ -6,10 +6,11 @@
 namespace histloss::cpu {
 namespace {
 
-#define HISTLOSS_KERNELS(SIMD)                                                                \
-  Kernels {                                                                                   \
-    #SIMD, SIMD::soft_histogram, SIMD::soft_histogram_backward, SIMD::joint_histogram,        \
-        SIMD::joint_histogram_backward, SIMD::activation_maps, SIMD::activation_maps_backward \
+#define HISTLOSS_KERNELS(SIMD)                                                                 \
+  Kernels {                                                                                    \
+    #SIMD, SIMD::soft_histogram, SIMD::soft_histogram_backward, SIMD::joint_histogram,         \
+        SIMD::joint_histogram_backward, SIMD::activation_maps, SIMD::activation_maps_backward, \
+        SIMD::nearest_bins, SIMD::color_cross_entropy                                          \
   }
 
 struct Level {

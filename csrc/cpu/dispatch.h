@@ -13,6 +13,8 @@ namespace histloss::cpu {
   void joint_histogram_backward(const JointHistogramBackward&); \
   void activation_maps(const ActivationMaps&);                  \
   void activation_maps_backward(const ActivationMapsBackward&); \
+  void nearest_bins(const NearestBins&);                        \
+  bool color_cross_entropy(const ColorCrossEntropy&);           \
   }
 
 #if HISTLOSS_X86
@@ -31,6 +33,8 @@ struct Kernels {
   void (*joint_histogram_backward)(const JointHistogramBackward&);
   void (*activation_maps)(const ActivationMaps&);
   void (*activation_maps_backward)(const ActivationMapsBackward&);
+  void (*nearest_bins)(const NearestBins&);
+  bool (*color_cross_entropy)(const ColorCrossEntropy&);  // whether all indices are valid
 };
 
 // The widest kernels this processor runs, or those that HISTLOSS_SIMD names if it runs them.

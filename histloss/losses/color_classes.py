@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from .. import checks
-from ..color import _AB, rgb_to_lab
+from .. import checks, native
+from ..color import AB_UNIT, rgb_to_lab
 from .common import show, widen
 
 
@@ -59,7 +59,7 @@ class ColorBins:
     @property
     def centers(self) -> Tensor:
         """Each bin's ab, shape (Q, 2), float32 on the CPU, in the units of images."""
-        return (_grid_points(self.grid) / _AB).float()
+        return (_grid_points(self.grid) / AB_UNIT).float()
 
     def encode(self, ab: Tensor, neighbours: int = 5, sigma: float = 5.0) -> tuple[Tensor, Tensor]:
         r"""A colour as a mixture of the bins nearest to it (Section 2.2): the soft target, without its zeros.
@@ -83,18 +83,13 @@ class ColorBins:
         checks.check_ab(ab)
         checks.check_neighbours(neighbours, len(self))
         checks.check_positive("sigma", sigma)
-        a, b = widen(ab.detach()).flatten(2).mul(_AB).unbind(1)
+        points = widen(ab.detach()).flatten(2).mul(AB_UNIT)
         cells = _cells(self.grid, neighbours, ab.device)
-        cell = cells.of(a, b)
-        squares = (cells.a.to(a.dtype)[cell] - a.unsqueeze(-1)).square_()
-        squares += (cells.b.to(b.dtype)[cell] - b.unsqueeze(-1)).square_()
-        squares, order = squares.sort(stable=True)  # the candidates are in the order of their indices
-        squares, order = squares[..., :neighbours], order[..., :neighbours]
-        checks.check_ab_values(ab, squares[..., 0], (0.75 * self.grid) ** 2)
-        indices = cells.bins[cell].gather(-1, order)
-        weights = (squares / (-2 * sigma**2)).softmax(-1)
+        nearest = _nearest_native if _has_kernels(points) else _nearest
+        indices, weights, square = nearest(points, cells, neighbours, sigma)
+        checks.check_ab_values(ab, square, (0.75 * self.grid) ** 2)
         shape = (len(ab), neighbours, *ab.shape[2:])
-        return indices.mT.reshape(shape), weights.mT.reshape(shape)
+        return indices.reshape(shape), weights.reshape(shape)
 
     def decode(self, logits: Tensor, temperature: float = 0.38) -> Tensor:
         r"""The annealed mean of a distribution over bins (Section 2.3).
@@ -116,7 +111,7 @@ class ColorBins:
         checks.check_color_logits(logits, len(self))
         checks.check_positive("temperature", temperature)
         x, dtype = logits.flatten(2), checks.accumulation_dtype(logits.dtype)
-        centers = (_grid_points(self.grid) / _AB).to(logits.device, dtype).T.unsqueeze(-1)
+        centers = (_grid_points(self.grid) / AB_UNIT).to(logits.device, dtype).T.unsqueeze(-1)
         ab = logits.new_empty((len(x), 2, x.shape[-1]), dtype=dtype)
         for images, pixels in _chunks(x):
             part = widen(x[images, :, pixels])
@@ -239,10 +234,11 @@ class RebalancedColorLoss(nn.Module):
     with z the soft encoding of the true colour (:meth:`ColorBins.encode`), q* the bin nearest to it, s the
     pixels; in nats. The paper sums over pixels. The mean is over their number: w is 1 on average.
 
-    The target is not built: memory beyond the logits and their gradient is 0.2 KB a pixel. The gradient
-    of float32 and float64 logits is made in the forward pass and given out by the first backward. Second
-    derivatives and ``torch.func`` are plain PyTorch, with the memory that takes. There is no forward mode,
-    and ``torch.compile`` leaves the loss out of its graph.
+    The target is not built: memory beyond the logits and their gradient is 0.2 KB a pixel. Kernels do the
+    work on the CPU; on a GPU, or where there are none, plain PyTorch does it, by parts of the logits. The
+    gradient of float32 and float64 logits is made in the forward pass and given out by the first backward.
+    Second derivatives and ``torch.func`` are plain PyTorch, with the memory that takes. There is no forward
+    mode, and ``torch.compile`` leaves the loss out of its graph.
 
     Args:
         prior: p, a :class:`ColorPrior` (smoothed as it does by default) or a tensor of shape (Q,) that sums
@@ -357,7 +353,7 @@ def _cross_entropy(x: Tensor, target: _Target, reduced: bool) -> Tensor:
 class _CrossEntropy(Function):
     """The same with the gradient v (softmax(x) - z), each made part by part of the logits.
 
-    A part's exponentials serve its value and its gradient. Half precision has its gradient rounded once, so
+    A pixel's exponentials serve its value and its gradient. Half precision has its gradient rounded once, so
     that is made when the upstream gradient is known; so is that of a second backward.
     """
 
@@ -366,8 +362,8 @@ class _CrossEntropy(Function):
         ctx.save_for_backward(x, *target)
         ctx.reduced = reduced
         at_once = ctx.needs_input_grad[0] and x.dtype == target.v.dtype
-        ctx.gradient = torch.empty_like(x) if at_once else None
-        values = _sweep(x, target, ctx.gradient)
+        values, gradient = _sweep(x, target, at_once)
+        ctx.gradient = gradient if at_once else None
         return _sum(values) if reduced else values
 
     @staticmethod
@@ -380,8 +376,7 @@ class _CrossEntropy(Function):
         gradient: Tensor | None = ctx.gradient
         ctx.gradient = None
         if gradient is None:
-            gradient = torch.empty_like(x)
-            _sweep(x, target._replace(v=target.v * upstream), gradient)
+            _, gradient = _sweep(x, target._replace(v=target.v * upstream), True)
         elif upstream.ndim:
             gradient.mul_(upstream.unsqueeze(1))
         elif upstream.device.type != "cpu" or upstream != 1:  # mostly it is, but to ask a GPU is to wait
@@ -389,22 +384,46 @@ class _CrossEntropy(Function):
         return gradient, None, None
 
 
-def _sweep(x: Tensor, target: _Target, gradient: Tensor | None) -> Tensor:
-    """The values (B, S) of `_cross_entropy`; writes its gradient, where that is wanted."""
-    values = torch.empty_like(target.v)
+def _sweep(x: Tensor, target: _Target, needed: bool) -> tuple[Tensor, Tensor]:
+    """The values (B, S) of `_cross_entropy`, and its gradient, without elements where that is not needed.
+
+    The kernel, which makes no copies but of strided logits, takes contiguous ones at once.
+    """
+    of_part = _part_native if _has_kernels(x) else _part
+    if _has_kernels(x) and x.is_contiguous():
+        return of_part(x, target, needed)
+    values, gradient = torch.empty_like(target.v), torch.empty_like(x) if needed else x.new_empty(0)
     for images, pixels in _chunks(x):
-        part = widen(x[images, :, pixels])
-        indices, z, v = (t[images, ..., pixels] for t in target)
-        largest = part.amax(1)
-        scores = (part.gather(1, indices) * z).sum(1)
-        part = (part - largest.unsqueeze(1)).exp_()
-        total = part.sum(1)
-        values[images, pixels] = v * (total.log() + largest - scores)
-        if gradient is not None:
-            part.mul_((v / total).unsqueeze(1))
-            part.scatter_add_(1, indices, -v.unsqueeze(1) * z)  # a pixel's bins differ: one addend each
+        target_part = _Target(*(t[images, ..., pixels] for t in target))
+        values[images, pixels], part = of_part(x[images, :, pixels], target_part, needed)
+        if needed:
             gradient[images, :, pixels] = part
-    return values
+    return values, gradient
+
+
+def _part_native(x: Tensor, target: _Target, needed: bool) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = torch.ops.histloss.color_cross_entropy(x, *target, needed)
+    return found
+
+
+def _part(x: Tensor, target: _Target, needed: bool) -> tuple[Tensor, Tensor]:
+    """The same in plain PyTorch, through a copy of x which becomes the gradient."""
+    indices, z, v = target
+    x = widen(x)
+    largest = x.amax(1)
+    scores = (x.gather(1, indices) * z).sum(1)
+    x = (x - largest.unsqueeze(1)).exp_()
+    total = x.sum(1)
+    values = v * (total.log() + largest - scores)
+    if not needed:
+        return values, x.new_empty(0)
+    x.mul_((v / total).unsqueeze(1))
+    return values, x.scatter_add_(1, indices, -v.unsqueeze(1) * z)  # a pixel's bins differ: one addend each
+
+
+def _has_kernels(x: Tensor) -> bool:
+    """Only the CPU has them."""
+    return x.is_cpu and native.available(x)
 
 
 def _sum(values: Tensor) -> Tensor:
@@ -435,11 +454,11 @@ def _grid_points(grid: float) -> Tensor:
         ends, levels = torch.tensor([-1.0, 1.0]).double(), torch.linspace(-1, 1, 256).double()
         edge = torch.cartesian_prod(ends, ends, levels)
         edges = torch.cat([edge.roll(channel, 1) for channel in range(3)])
-        ab = rgb_to_lab(edges.T[None])[0, 1:] * _AB
+        ab = rgb_to_lab(edges.T[None])[0, 1:] * AB_UNIT
         angles = torch.arange(720).double() * (math.pi / 360)
         directions = torch.stack((angles.cos(), angles.sin()), 1)
         extent = (directions @ ab).amax(1)
-        line = torch.arange(-math.ceil(_AB / grid) - 1, math.ceil(_AB / grid) + 2) * grid
+        line = torch.arange(-math.ceil(AB_UNIT / grid) - 1, math.ceil(AB_UNIT / grid) + 2) * grid
         points = torch.cartesian_prod(line, line).double()
         nearest = points @ directions.T - grid * directions.abs().sum(1)  # of the four squares' points
         return points[(nearest <= extent).all(1)]
@@ -453,18 +472,40 @@ class _Cells(NamedTuple):
 
     low: tuple[float, float]
     step: float
-    shape: tuple[int, int]
-    bins: Tensor  # (cells, candidates): ascending
+    bins: Tensor  # (rows, columns, candidates): ascending
     a: Tensor  # of the bins
     b: Tensor
 
-    def of(self, a: Tensor, b: Tensor) -> Tensor:
+    def of(self, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         """The cell of each point; outside all of them, the nearest in a and in b."""
-        row, column = (
+        return tuple(
             ((x - low) / self.step).floor().long().clamp(0, size - 1)
-            for x, low, size in zip((a, b), self.low, self.shape, strict=True)
+            for x, low, size in zip((a, b), self.low, self.bins.shape, strict=False)
         )
-        return row * self.shape[1] + column
+
+
+def _nearest(points: Tensor, cells: _Cells, neighbours: int, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The n nearest bins of points (B, 2, S), their weights, and the first's squared distance (B, S)."""
+    a, b = points.unbind(1)
+    cell = cells.of(a, b)
+    squares = (cells.a.to(a.dtype)[cell] - a.unsqueeze(-1)).square_()
+    squares += (cells.b.to(b.dtype)[cell] - b.unsqueeze(-1)).square_()
+    squares, order = squares.sort(stable=True)  # the candidates are in the order of their indices
+    squares, order = squares[..., :neighbours], order[..., :neighbours]
+    indices = cells.bins[cell].gather(-1, order)
+    weights = (squares / (-2 * sigma**2)).softmax(-1)
+    return indices.mT, weights.mT, squares[..., 0]
+
+
+def _nearest_native(
+    points: Tensor, cells: _Cells, neighbours: int, sigma: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by a kernel."""
+    a, b = cells.a.to(points.dtype), cells.b.to(points.dtype)
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.histloss.nearest_bins(
+        points, cells.bins, a, b, *cells.low, cells.step, neighbours, sigma
+    )
+    return found
 
 
 @cache
@@ -490,6 +531,7 @@ def _cells(grid: float, neighbours: int, device: torch.device) -> _Cells:
             candidates.append(ordered.topk(int(possible.sum(1).max()), largest=False).values)
         widest = max(each.shape[1] for each in candidates)
         bins = torch.cat([F.pad(each, (0, widest - each.shape[1]), value=len(points)) for each in candidates])
+        bins = bins.unflatten(0, (rows, columns))
         a, b = F.pad(points, (0, 0, 0, 1), value=math.inf).T
         a, b, low_a, low_b = a[bins], b[bins], *low.tolist()
-    return _Cells((low_a, low_b), step, (rows, columns), *(t.to(device) for t in (bins, a, b)))
+    return _Cells((low_a, low_b), step, *(t.to(device) for t in (bins, a, b)))

@@ -82,6 +82,32 @@ HISTLOSS_INLINE void store_part(T* p, typename Simd<T>::Vector v, int64_t count)
   for (int i = 0; i < count; ++i) p[i] = buffer[i];
 }
 
+// Past the caches, where p is aligned and the machine can: for what is larger than they are. To be followed
+// by end_stream, before another thread reads it.
+template <class T>
+HISTLOSS_INLINE void stream(T* p, typename Simd<T>::Vector v) {
+#if defined(__AVX2__)
+  if (reinterpret_cast<uintptr_t>(p) % sizeof v == 0) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));
+#else
+    __m256i parts[2];
+    std::memcpy(parts, &v, sizeof v);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), parts[0]);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p) + 1, parts[1]);
+#endif
+    return;
+  }
+#endif
+  store(p, v);
+}
+
+HISTLOSS_INLINE void end_stream() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 HISTLOSS_INLINE F32 loadf(const float* p) { return load<F32>(p); }
 HISTLOSS_INLINE F64 loadd(const double* p) { return load<F64>(p); }
 
@@ -126,13 +152,39 @@ HISTLOSS_INLINE V splat(T x) {
   return x - V{};
 }
 
+// f of two vectors, in vectors of the machine's size: of wider ones GCC 12 compares one number at a time.
+template <class V, class F>
+HISTLOSS_INLINE V by_parts(V a, V b, const F& f) {
+#if defined(__AVX512F__)
+  constexpr int size = 64;
+#elif defined(__AVX2__)
+  constexpr int size = 32;
+#else
+  constexpr int size = 16;
+#endif
+  using Number = decltype(+a[0]);
+  using Part __attribute__((vector_size(size))) = Number;
+  Part x[64 / size], y[64 / size];
+  std::memcpy(x, &a, sizeof a);
+  std::memcpy(y, &b, sizeof b);
+#pragma GCC unroll 4
+  for (int i = 0; i < 64 / size; ++i) x[i] = f(x[i], y[i]);
+  std::memcpy(&a, x, sizeof a);
+  return a;
+}
+
 template <class V>
 HISTLOSS_INLINE V minimum(V a, V b) {
-  return a < b ? a : b;
+  return by_parts(a, b, [](auto x, auto y) { return x < y ? x : y; });
 }
 template <class V>
 HISTLOSS_INLINE V maximum(V a, V b) {
-  return a > b ? a : b;
+  return by_parts(a, b, [](auto x, auto y) { return x > y ? x : y; });
+}
+// NaN if one of them is.
+template <class V>
+HISTLOSS_INLINE V maximum_or_nan(V a, V b) {
+  return by_parts(a, b, [](auto x, auto y) { return x > y ? x : x == x ? y : x; });
 }
 
 template <class T>
@@ -192,6 +244,14 @@ HISTLOSS_INLINE typename Simd<T>::Vector exponential(typename Simd<T>::Vector x)
   using S = Simd<T>;
   const auto shifted = x * T(1.4426950408889634) + kRound<T>, n = shifted - kRound<T>;
   return exp_reduced<T>((x - n * S::ln2_high) - n * S::ln2_low, shifted);
+}
+
+// e^x for x <= 0, and 0 where that is below 1e-37 (1e-307).
+template <class T>
+HISTLOSS_INLINE typename Simd<T>::Vector exp_not_positive(typename Simd<T>::Vector x) {
+  using V = typename Simd<T>::Vector;
+  const V least = splat<V>(T(sizeof(T) == 8 ? -708 : -87));
+  return exponential<T>(maximum(x, least)) - exponential<T>(least);
 }
 
 // e^(scale (whole + x)) for the same exponents, to the last digits: whole is a short number, scale is given
