@@ -38,7 +38,7 @@ from shared.training import CHECKPOINT, Trainer
 from unpaired_colorization import RECIPE as UNPAIRED
 
 HELD_OUT = 200  # photos to compare, at most
-EPOCHS, EMBEDDED_STEPS = 20, 1000  # of every method
+EPOCHS, EMBEDDED_STEPS = 20, 700  # of every method
 
 
 class ColorizingDeepHist(DeepHist):

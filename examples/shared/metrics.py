@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from histloss.color import AB_UNIT
 from shared.data import centre
 from shared.evaluation import CHUNK
 from shared.lab import join_lab, split_lab
 from shared.networks import resize
 
-AB = 110.0  # what rgb_to_lab divides a and b by
 LARGEST = 150  # error on the curve of auc
 ROUNDING = 1e-3  # of a and b in float32, at most: greys do not differ
 VGG16 = "vgg16"
@@ -56,7 +56,7 @@ def auc(output: Tensor, real: Tensor, weights: Tensor | None = None) -> Tensor:
 
 def _auc(output: Tensor, real: Tensor, weights: Tensor) -> Tensor:
     painted, ab = (split_lab(images)[1] for images in (output, real))
-    error = AB * torch.linalg.vector_norm(painted - ab, dim=1, keepdim=True)
+    error = AB_UNIT * torch.linalg.vector_norm(painted - ab, dim=1, keepdim=True)
     scores = (2 * LARGEST + 1 - 2 * (error - ROUNDING).ceil()).clamp(0, 2 * LARGEST).double()
     weights = weights.to(scores)  # whole numbers times ones: such sums are exact
     return (weights * scores).sum((1, 2, 3)) / (2 * LARGEST * weights.sum((1, 2, 3)))
