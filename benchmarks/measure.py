@@ -236,14 +236,17 @@ def memory_rows(case: Case, names: Sequence[str], effort: Effort) -> list[Row]:
         before = torch.cuda.memory_allocated()
         results = measured()
         return [row | {"value": _megabytes(torch.cuda.max_memory_allocated() - before, results)}]
+    beyond, peak = resident(measured)
+    return [row | {"value": beyond}, _row(case, "peak", stage, name, "MB") | {"value": peak}]
+
+
+def resident(call: Callable[[], tuple[Any, ...]]) -> tuple[float, float]:
+    """Megabytes at the peak of a call: beyond those before it and its results, and of the whole process."""
     Path("/proc/self/clear_refs").write_text("5")
     before = _status_bytes("VmRSS")
-    results = measured()
+    results = call()
     peak = _status_bytes("VmHWM")
-    return [
-        row | {"value": _megabytes(peak - before, results)},
-        _row(case, "peak", stage, name, "MB") | {"value": peak / 1e6},
-    ]
+    return _megabytes(peak - before, results), peak / 1e6
 
 
 def saving_rows(case: Case, names: Sequence[str], effort: Effort) -> list[Row]:
