@@ -6,7 +6,7 @@ bins. --neighbours 1 gives one-hot targets instead of soft ones, --loss l2 learn
 
     python examples/colorization_classes.py                                # rebalanced, on shipped photos
     python examples/colorization_classes.py --loss l2 --data 102flowers/jpg
-    python examples/colorization_classes.py --data 102flowers/jpg --prior prior.pt    # colours counted before
+    python examples/colorization_classes.py --prior runs/colorization_classes/prior.json  # counted before
     python examples/colorization_classes.py --apply grey.jpg
 """
 
@@ -41,7 +41,10 @@ class ClassOptions(Options):
         "bins that share a pixel of the target; 1 is one-hot", 5, only={"loss": LOSSES[1:]}, type=count
     )
     temperature: float = option(
-        "of the annealed mean: 1 is the mean, 0 the mode", 0.38, only={"loss": LOSSES[1:]}, type=positive
+        "of the annealed mean: 1 is the mean, towards 0 the mode",
+        0.38,
+        only={"loss": LOSSES[1:]},
+        type=positive,
     )
     prior: str | None = option(
         "colours counted before; without, the run counts its own",

@@ -1,7 +1,8 @@
 """Colourisation by a GAN: four adversarial objectives, each beside an L1 or an L2 distance.
 
 A U-Net gives the chroma ab of a grey photo. The discriminator sees chroma, and the grey photo too if it is
-conditional; under EBGAN it is an autoencoder, under WGAN a critic whose weights are clamped.
+conditional; under EBGAN it is an autoencoder, under WGAN a critic whose weights are clamped. WGAN's paper
+takes --learning-rate 5e-5.
 
     python examples/colorization_gan.py                                    # DCGAN and L1, on shipped photos
     python examples/colorization_gan.py --adversarial wgan --pixel l2 --data 102flowers/jpg

@@ -9,6 +9,7 @@ something of the answer: the histograms of the real photo.
     python examples/compare_colorization.py --list                  # families and methods
 
 Every method has a run of its own in --out: what was stopped goes on, what is finished is not trained again.
+The table and a picture for each family, of its methods side by side, go to --out/comparison.
 """
 
 from __future__ import annotations
@@ -30,23 +31,15 @@ from colorization_classes import RECIPE as CLASSES
 from colorization_gan import RECIPE as GAN
 from shared.cli import Recipe, add_schedule, make_fabric, make_schedule, options_of, train
 from shared.comparison import Painted, compare
-from shared.data import Kind, first_pairs, open_dataset
-from shared.deephist import ABLATIONS, DeepHist
-from shared.metrics import load_classifier
+from shared.data import first_pairs, open_dataset
+from shared.deephist import ABLATIONS
+from shared.metrics import classify, load_classifier
 from shared.options import Options, add_options, declared, flag, given
 from shared.training import CHECKPOINT, Trainer
 from unpaired_colorization import RECIPE as UNPAIRED
 
 HELD_OUT = 200  # photos to compare, at most
 EPOCHS, EMBEDDED_STEPS = 20, 700  # of every method
-
-
-class ColorizingDeepHist(DeepHist):
-    """DeepHist with the sources of the other methods: greys by lightness, not by luma."""
-
-    @property
-    def kind(self) -> Kind:
-        return "colorization_lab"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +61,7 @@ class Method:
 OBJECTIVES = {"dcgan": "DCGAN", "lsgan": "LSGAN", "ebgan": "EBGAN", "wgan": "WGAN"}
 FAMILIES: dict[str, tuple[Recipe, dict[str, dict[str, Any]]]] = {
     "deephist": (
-        replace(DEEPHIST, name="colorization_lab", system=ColorizingDeepHist),
+        replace(DEEPHIST, name="colorization_lab"),  # with the others' sources: greys by lightness
         {"full": {}, **{name: {"weights": {term: 0.0}} for name, term in ABLATIONS.items()}},
     ),
     "gan": (
@@ -133,10 +126,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         epochs = math.ceil(EPOCHS * len(photos) / common.batch_size)
         args.steps = args.steps or kept_steps(methods, args.out)
         args.steps = args.steps or (EMBEDDED_STEPS if folder is None else epochs)
+        pairs = first_pairs(held_out, HELD_OUT)
+        labels = None if classifier is None else classify(classifier, pairs.reference)
         fabric = make_fabric(args)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    pairs = first_pairs(held_out, HELD_OUT)
     painted = []
     for number, (method, options) in enumerate(chosen.items(), start=1):
         fabric.print(f"{number} of {len(methods)}: {method.family}, {method.name}")
@@ -145,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             schedule = make_schedule(method.recipe, args, [trainer])
         except (ValueError, OSError) as error:
             parser.error(str(error))
-        train([trainer], schedule)
+        train([trainer], schedule, again="the same command")
         training = {"steps": trainer.step, "seconds": trainer.seconds, "options": asdict(options)}
         painted.append(Painted(method.family, method.name, trainer.paint(*pairs), training))
     if fabric.is_global_zero:
@@ -153,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             painted,
             *pairs,
             classifier=classifier,
+            labels=labels,
             folder=args.out / "comparison",
             provenance={
                 "command": shlex.join(["python", *sys.argv]),

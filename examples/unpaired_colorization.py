@@ -4,6 +4,7 @@ A ResNet paints a grey photo; a discriminator (LSGAN) compares it with colour ph
 where stays there by PatchNCE: a patch of the output resembles, to the generator's own encoder, the same patch
 of the source more than any other. The same holds for a colour photo that is painted, which further terms
 want unchanged (L1), and the output smooth (TV) and colourful (variance). A weight of 0 leaves a term out.
+LSGANLoss halves its squares: CUT's own balance is adv=2,nce=0.5,style=0.5.
 
     python examples/unpaired_colorization.py                                # shipped photos
     python examples/unpaired_colorization.py --weights tv=0,l1=0,variance=0

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 import histloss
 from histloss import (
+    ColorBins,
     ColorVarianceLoss,
     DCGANLoss,
     DeepHistLoss,
@@ -109,6 +110,13 @@ def losses() -> Iterator[tuple[str, Callable[..., Tensor]]]:
     yield "PatchNCE", lambda x, y, w: patches([x * w], [y]) + 0 * y.sum()
     for loss in (TotalVariationLoss(1), TotalVariationLoss(), ColorVarianceLoss()):
         yield repr(loss), lambda x, y, w, loss=loss: loss(x * y * w)
+    bins, logits = ColorBins(), torch.empty(1, 313, 4, device="meta")
+    bins.encode(logits[:, :2])  # brings its tables to the device, once
+    bins.decode(logits)
+    yield (
+        "colour bins",
+        lambda x, y, w: bins.decode(logits * (x * y * w).sum()).sum() + bins.encode(logits[:, :2])[1].sum(),
+    )
     yield "maps", lambda x, y, w: histloss.activation_maps(x * y * w, bins=16)
     for name in ("yuv", "hsv", "lab"):
         there, back = getattr(color, f"rgb_to_{name}"), getattr(color, f"{name}_to_rgb")

@@ -90,6 +90,24 @@ def test_the_target_is_for_full_size_alone() -> None:
     assert rebalanced_color.verdict(full | {"value": 2.9, "grid": 50.0}) == ""
 
 
+def test_the_readme_says_what_was_measured() -> None:
+    """Of the target made in the same call, against the faster of the dense sides."""
+    (path,) = (BENCHMARKS / "results").glob("*/rebalanced-color-*.json")
+    rows = json.loads(path.read_text())["rows"]
+    full = {"metric": "time", "target": "made", "stage": "both"}
+    ours, dense = (rebalanced_color.found(rows, side=side, **full)["value"] for side in SIDES[:2])
+    other = rebalanced_color.found(rows, side=SIDES[2], **full)["value"]
+    memory = {row["side"]: row["value"] for row in rows if row["metric"] == "memory"}
+    ratio = rebalanced_color.found(rows, metric="ratio", target="made", against="dense")["value"]
+    assert dense <= other
+    readme = " ".join((BENCHMARKS.parent / "README.md").read_text().split())
+    assert (
+        f"{ours:.0f} ms and {memory['histloss']:.0f} MB; in plain PyTorch a dense target takes "
+        f"{dense:.0f} ms, {ratio:.1f} times as long, and {memory['dense']:.0f} MB" in readme
+    )
+    assert f"(benchmarks/{path.relative_to(BENCHMARKS)})" in readme
+
+
 @pytest.mark.parametrize("arguments", [["--rounds", "1"], ["--threads", "0"], ["--unknown"]])
 def test_bad_options_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit):

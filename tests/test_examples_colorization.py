@@ -22,10 +22,11 @@ import colorization_gan
 import unpaired_colorization
 from histloss import ColorBins, ColorPrior
 from histloss.color import rgb_to_lab
+from shared import colorization
 from shared.adversary import Adversary
 from shared.cli import close_processes
 from shared.colorization import COUNTED, count_colors
-from shared.data import Draw, Draws, open_dataset, read_image
+from shared.data import Draw, Draws, Pair, open_dataset, read_image
 from shared.lab import lightness, split_lab
 from shared.networks import resize
 from shared.training import CHECKPOINT, Schedule, System, Trainer, load_system
@@ -88,7 +89,7 @@ def test_some_steps(tmp_path: Path, name: str, options: str) -> None:
         assert (terms.get("discriminator", 0) != 0) == (weights.get("adv", 0) > 0)
 
     with Image.open(tmp_path / "samples" / "0000003.png") as grid:
-        assert grid.width > 3 * 32
+        assert grid.size == (3 * 164 + 4, 8 * 164 + 32)  # eight photos of 32 pixels, five times as large
     assert (tmp_path / "losses.png").stat().st_size > 10_000
     assert list(tmp_path.glob("events*"))
 
@@ -400,7 +401,7 @@ def test_colors_are_counted_once(tmp_path: Path) -> None:
 
 
 def test_prior_is_of_the_training_photos() -> None:
-    """All pixels of each, or of COUNTED of them."""
+    """All pixels of each."""
     dataset = open_dataset("colorization_lab", None, split="train", size=8)
     assert len(dataset) == 500 <= COUNTED
     prior, expected = count_colors(dataset, ColorBins()), ColorPrior()
@@ -408,6 +409,18 @@ def test_prior_is_of_the_training_photos() -> None:
         expected.update(split_lab(dataset[Draw(n, n)].reference[None])[1])
     assert torch.equal(prior.counts, expected.counts)
     assert prior.pixels == 500 * 8 * 8
+
+
+def test_prior_of_many_photos_is_of_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evenly among them."""
+    monkeypatch.setattr(colorization, "COUNTED", 300)
+    dataset = open_dataset("colorization_lab", None, split="train", size=8)
+    seen, grey_pixel = [], Pair(*torch.zeros(2, 3, 1, 1))
+    monkeypatch.setattr(
+        type(dataset), "__getitem__", lambda self, draw: seen.append(draw.index) or grey_pixel
+    )
+    assert count_colors(dataset, ColorBins()).pixels == 300
+    assert seen == [n * 500 // 300 for n in range(300)]
 
 
 def test_priors_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

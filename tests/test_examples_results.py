@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import compare_colorization
+from shared.comparison import format_table
 from shared.evaluation import format_tables
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +22,20 @@ def test_tables(task: str) -> None:
     for picture in ("grid.png", "figure13.png"):
         assert f"](results/{task}/{picture})" in RESULTS
         assert (folder / picture).exists()
+
+
+def test_comparison() -> None:
+    folder = ROOT / "examples" / "results" / "compare_colorization"
+    report = json.loads((folder / "comparison.json").read_text())
+    assert format_table(report) in RESULTS
+    families = dict.fromkeys(row["family"] for row in report["rows"])
+    assert set(families) == {"baselines", *compare_colorization.FAMILIES}
+    for family in families:
+        assert f"](results/compare_colorization/{family}.png)" in RESULTS
+        assert (folder / f"{family}.png").exists()
+    steps = {row["training"]["steps"] for row in report["rows"] if row["training"]}
+    assert steps == {compare_colorization.EMBEDDED_STEPS}
+    assert f"`{report['provenance']['command']}`" in RESULTS
 
 
 def test_cost_of_the_losses() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from histloss import AdversarialLoss
 from shared.training import System
 
 
@@ -22,14 +23,17 @@ class Adversary:
         self,
         system: System,
         network: nn.Module,
-        loss: nn.Module,
+        loss: AdversarialLoss,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         self.system, self.loss = system, loss
         self.network = system.learns("discriminator", network, optimizer)
 
     def learn(self, real: Tensor, fake: Tensor, condition: Tensor | None = None) -> Tensor:
-        """A step towards knowing real images from painted ones. Half its loss counts, as in pix2pix."""
+        """A step towards knowing real images from painted ones, down half its loss, as in pix2pix.
+
+        Returns that half, on top of the objective's own factors.
+        """
         optimizer = self.system.optimizers["discriminator"]
         optimizer.zero_grad()
         total = real.new_zeros(())

@@ -148,13 +148,13 @@ def make_schedule(recipe: Recipe, args: argparse.Namespace, trainers: Sequence[T
     return Schedule(steps, args.workers, args.log_every, args.sample_every, args.save_every)
 
 
-def train(trainers: Iterable[Trainer], schedule: Schedule) -> None:
-    """Train one after the other. A signal ends the process, after saving."""
+def train(trainers: Iterable[Trainer], schedule: Schedule, again: str = "--resume") -> None:
+    """Train one after the other. A signal ends the process, after saving; `again` is what goes on."""
     for trainer in trainers:
         finished = trainer.train(schedule)
         trainer.fabric.print(f"{trainer.folder}: {CHECKPOINT}, losses.png and samples at step {trainer.step}")
         if not finished:
-            sys.exit(f"stopped by a signal before step {schedule.steps}: --resume goes on")
+            sys.exit(f"stopped by a signal before step {schedule.steps}: {again} goes on")
 
 
 def save_painted(output: Tensor, args: argparse.Namespace) -> None:

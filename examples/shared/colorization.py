@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +22,9 @@ COUNTED = 5000
 
 def count_colors(photos: Samples, bins: ColorBins) -> ColorPrior:
     """How often the colours of photos occur; of more than COUNTED photos, of so many evenly among them."""
-    prior = ColorPrior(bins)
-    for index in tqdm(range(0, len(photos), math.ceil(len(photos) / COUNTED)), desc="colours", leave=False):
+    prior, count = ColorPrior(bins), min(len(photos), COUNTED)
+    for number in tqdm(range(count), desc="colours", leave=False):
+        index = number * len(photos) // count
         prior.update(split_lab(photos[Draw(index, index)].reference[None])[1])
     return prior
 

@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from histloss import ColorBins, ColorPrior
-from shared.evaluation import channel_scores, mean_and_error, number, sample_grid, table
+from shared.evaluation import channel_scores, mean_and_error, number, sample_grid, shown_rows, table
 from shared.lab import split_lab
-from shared.metrics import auc, classify, colorfulness, random_chroma, top1
+from shared.metrics import auc, colorfulness, random_chroma, top1
 
 BASELINES = "baselines"
 BINS, MI_BINS = 64, 32  # of EMD and MI, in YUV
-ROWS = 6  # of a picture grid
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,8 @@ def compare(
     sources: Tensor,
     real: Tensor,
     *,
-    classifier: nn.Module | None,
+    classifier: nn.Module | None = None,
+    labels: Tensor | None = None,
     folder: Path,
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -46,14 +45,13 @@ def compare(
     Args:
         painted: the methods' outputs for the sources.
         sources, real: greys and the photos they are of, (N, 3, H, W).
-        classifier: gives logits of ImageNet's images; the answer wanted is that for the real photo.
+        classifier, labels: gives logits of ImageNet's images, and its answers for the real photos.
         folder: where comparison.json, table.md and a grid for each family go.
         provenance: what else a reader needs to get the same numbers.
     """
     baselines = {"grey": sources, "random": random_chroma(real), "real": real}
     painted = [Painted(BASELINES, name, output) for name, output in baselines.items()] + painted
     weights = balance(real)
-    labels = None if classifier is None else classify(classifier, real)
     rows = []
     for each in painted:
         scores = score(each.output, sources, real, weights)
@@ -72,7 +70,7 @@ def compare(
     text = format_table(report)
     (folder / "table.md").write_text(text)
     print(text)
-    shown = torch.linspace(0, len(real) - 1, min(ROWS, len(real))).round().long()
+    shown = shown_rows(len(real))
     for family in dict.fromkeys(each.family for each in painted):
         columns = {"grey photo": sources, "real": real}
         columns |= {each.name: each.output for each in painted if each.family == family}

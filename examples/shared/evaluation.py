@@ -27,7 +27,7 @@ from shared.objective import SPACES, histograms
 FULL, WITHOUT_MI, IDENTITY = "full", "without MI", "identity"  # runs that the tables know by name
 CHUNK = 16  # images at a time: what is made of them on the way needs little memory
 LEVELS = 64  # of Fig. 13
-ROWS = 6  # of grid.png
+ROWS = 6  # of a picture grid
 NO_INFORMATION = 1e-3  # nats: of less, a ratio would compare rounding errors
 
 
@@ -121,7 +121,7 @@ def evaluate(
     (folder / "evaluation.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     (folder / "tables.md").write_text(tables)
     plot_distributions(curves).savefig(folder / "figure13.png", dpi=150)
-    rows = torch.linspace(0, len(sources) - 1, min(ROWS, len(sources))).round().long().to(sources.device)
+    rows = shown_rows(len(sources)).to(sources.device)
     columns = {"source": sources, "reference": references, **outputs}
     grid = sample_grid({name: images[rows] for name, images in columns.items()})
     Image.fromarray(grid).save(folder / "grid.png")
@@ -273,6 +273,11 @@ def plot_distributions(curves: Mapping[str, Tensor]) -> Figure:
         *figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False
     )
     return figure
+
+
+def shown_rows(count: int) -> Tensor:
+    """Which of so many images a grid shows: from the first to the last, evenly."""
+    return torch.linspace(0, count - 1, min(ROWS, count)).round().long()
 
 
 def sample_grid(columns: Mapping[str, Tensor]) -> np.ndarray:

@@ -42,18 +42,20 @@ def absolute(text: str) -> str:
     return str(Path(text).resolve())
 
 
-LAYOUTS = "images, trainA trainB testA testB, or train and val of pairs side by side"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Those of every run. Kept in its checkpoint."""
 
     task: str
     data: str | None = option(
-        f"a folder of {LAYOUTS}; without, photos that come with scikit-image", None, type=absolute
+        "a folder of images, of trainA trainB testA testB or, for edges2photo, of train and val of pairs "
+        "side by side; without, photos that come with scikit-image",
+        None,
+        type=absolute,
     )
-    direction: str = option("which half, or set, is the source", "AtoB", choices=("AtoB", "BtoA"))
+    direction: str = option(
+        "of pairs, or two sets for unpaired training: which is the source", "AtoB", choices=("AtoB", "BtoA")
+    )
     size: int = option("height and width, a power of two", 256, embedded=64, type=side)
     width: int = option(
         "channels of the networks' first layers: fewer train faster", 64, embedded=32, type=count

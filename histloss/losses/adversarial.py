@@ -109,8 +109,9 @@ class LSGANLoss(AdversarialLoss):
               \mathcal{L}_G = \tfrac12 (D(G) - c)^2
 
     Mao et al., "Least Squares Generative Adversarial Networks", ICCV 2017, Eq. 2. The default is their
-    Eq. 9. With b - c = 1 and b - a = 2, e.g. a = -1, b = 1, c = 0, and the best discriminator, the generator
-    minimises half the Pearson chi-square divergence of p_data + p_G and 2 p_G.
+    Eq. 9. With b - c = 1 and b - a = 2, e.g. a = -1, b = 1, c = 0, and with the best discriminator, the
+    generator's term plus the same of real images is half the Pearson chi-square divergence of p_data + p_G
+    and 2 p_G (Eq. 3 to 6).
 
     Args:
         a: the discriminator's target for the generator's images.

@@ -59,7 +59,7 @@ class ColorBins:
     @property
     def centers(self) -> Tensor:
         """Each bin's ab, shape (Q, 2), float32 on the CPU, in the units of images."""
-        return (_grid_points(self.grid) / AB_UNIT).float()
+        return _centers(self.grid, torch.device("cpu")).squeeze(-1).T.clone()
 
     def encode(self, ab: Tensor, neighbours: int = 5, sigma: float = 5.0) -> tuple[Tensor, Tensor]:
         r"""A colour as a mixture of the bins nearest to it (Section 2.2): the soft target, without its zeros.
@@ -111,7 +111,7 @@ class ColorBins:
         checks.check_color_logits(logits, len(self))
         checks.check_positive("temperature", temperature)
         x, dtype = logits.flatten(2), checks.accumulation_dtype(logits.dtype)
-        centers = (_grid_points(self.grid) / AB_UNIT).to(logits.device, dtype).T.unsqueeze(-1)
+        centers = _centers(self.grid, logits.device).to(dtype)
         ab = logits.new_empty((len(x), 2, x.shape[-1]), dtype=dtype)
         for images, pixels in _chunks(x):
             part = widen(x[images, :, pixels])
@@ -302,7 +302,8 @@ class RebalancedColorLoss(nn.Module):
 
         Raises:
             TypeError, ValueError: an argument is not as described; on the CPU also where ab is not in gamut,
-                or the loss of a pixel is not finite, as a NaN or infinite logit makes it.
+                or the loss of a pixel is not finite, as NaN and +infinite logits make it, and -infinite ones
+                of its target.
         """
         checks.check_color_logits(logits, len(self.bins))
         checks.check_not_empty("logits", logits)
@@ -446,22 +447,30 @@ def _chunks(x: Tensor) -> Iterator[tuple[slice, slice]]:
 
 @cache
 def _grid_points(grid: float) -> Tensor:
-    """The bins' centres, shape (Q, 2), float64 on the CPU.
+    """The bins' centres, shape (Q, 2), float64 on the CPU, of numbers that float32 has too.
 
     The hull is that of the edges of the RGB cube, given by its extent in each of many directions.
     """
     with torch.device("cpu"):
-        ends, levels = torch.tensor([-1.0, 1.0]).double(), torch.linspace(-1, 1, 256).double()
+        levels = torch.linspace(-1, 1, 256, dtype=torch.float64)
+        ends = levels[[0, -1]]
         edge = torch.cartesian_prod(ends, ends, levels)
         edges = torch.cat([edge.roll(channel, 1) for channel in range(3)])
         ab = rgb_to_lab(edges.T[None])[0, 1:] * AB_UNIT
-        angles = torch.arange(720).double() * (math.pi / 360)
+        angles = torch.arange(720, dtype=torch.float64) * (math.pi / 360)
         directions = torch.stack((angles.cos(), angles.sin()), 1)
         extent = (directions @ ab).amax(1)
-        line = torch.arange(-math.ceil(AB_UNIT / grid) - 1, math.ceil(AB_UNIT / grid) + 2) * grid
-        points = torch.cartesian_prod(line, line).double()
+        steps = math.ceil(AB_UNIT / grid) + 1
+        line = (torch.arange(-steps, steps + 1, dtype=torch.float64) * grid).float().double()
+        points = torch.cartesian_prod(line, line)
         nearest = points @ directions.T - grid * directions.abs().sum(1)  # of the four squares' points
         return points[(nearest <= extent).all(1)]
+
+
+@cache
+def _centers(grid: float, device: torch.device) -> Tensor:
+    """The same in the units of images, (2, Q, 1), float32; brought to a device once, since that may wait."""
+    return (_grid_points(grid) / AB_UNIT).float().T.unsqueeze(-1).to(device)
 
 
 class _Cells(NamedTuple):
@@ -532,6 +541,6 @@ def _cells(grid: float, neighbours: int, device: torch.device) -> _Cells:
         widest = max(each.shape[1] for each in candidates)
         bins = torch.cat([F.pad(each, (0, widest - each.shape[1]), value=len(points)) for each in candidates])
         bins = bins.unflatten(0, (rows, columns))
-        a, b = F.pad(points, (0, 0, 0, 1), value=math.inf).T
+        a, b = F.pad(points.float(), (0, 0, 0, 1), value=math.inf).T  # not all devices have float64
         a, b, low_a, low_b = a[bins], b[bins], *low.tolist()
     return _Cells((low_a, low_b), step, *(t.to(device) for t in (bins, a, b)))

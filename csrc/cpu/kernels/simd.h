@@ -246,7 +246,7 @@ HISTLOSS_INLINE typename Simd<T>::Vector exponential(typename Simd<T>::Vector x)
   return exp_reduced<T>((x - n * S::ln2_high) - n * S::ln2_low, shifted);
 }
 
-// e^x for x <= 0, and 0 where that is below 1e-37 (1e-307).
+// e^x for x <= 0, less e^-87 (e^-708), from where on it is 0.
 template <class T>
 HISTLOSS_INLINE typename Simd<T>::Vector exp_not_positive(typename Simd<T>::Vector x) {
   using V = typename Simd<T>::Vector;

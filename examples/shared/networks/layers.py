@@ -38,6 +38,7 @@ def initialize(module: nn.Module) -> None:
 
 
 def resize(image: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """To another height and width. Bilinear: means of colours in gamut are in gamut."""
     return F.interpolate(image, shape, mode="bilinear", antialias=True)
 
 
