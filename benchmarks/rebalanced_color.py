@@ -40,7 +40,7 @@ from measure import (
     summary,
     timed_call,
 )
-from run import KEPT_PAGES, RESULTS, check_least, hardware, significant, write
+from run import check_least, check_native, publish, restart_with_kept_pages, significant
 from work import pair
 
 
@@ -220,14 +220,10 @@ def main(arguments: Sequence[str]) -> None:
     made_with = provenance.collect() | {
         "command": shlex.join(["python", "benchmarks/rebalanced_color.py", *arguments])
     }
+    check_native(made_with, quick=options.quick)
     rows = measured(size, options.rounds or rounds) + memory_rows(size)
     print_rows(rows, made_with)
-    output = options.output
-    if not (output or options.quick):
-        output = RESULTS / made_with["version"] / f"rebalanced-color-{hardware(made_with)}.json"
-    if output:
-        write(output, made_with, rows)
-        print(f"\nwritten to {output}")
+    publish("rebalanced-color", made_with, rows, options)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -244,7 +240,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    if os.environ.get("GLIBC_TUNABLES") != KEPT_PAGES and "--memory" not in sys.argv:
-        os.environ["GLIBC_TUNABLES"] = KEPT_PAGES  # which the C library reads when a process starts
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+    if "--memory" not in sys.argv:
+        restart_with_kept_pages()
     main(sys.argv[1:])

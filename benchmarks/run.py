@@ -83,8 +83,7 @@ def main(arguments: Sequence[str]) -> None:
                 if not provenance:
                     provenance = made_with
                     bar.write(describe(provenance))
-                if not (made_with["native"] or options.quick):
-                    sys.exit("there is no native library to measure; histloss.backend_info() tells why")
+                check_native(made_with, quick=options.quick)
                 for job, of_job in zip(process.jobs, output, strict=True):
                     bar.set_description(f"{suite}: {job.metric} of {job.case.name}")
                     of_suite_and_heap = {"suite": suite}
@@ -369,6 +368,28 @@ def hardware(provenance: dict[str, Any]) -> str:
     name = f"{provenance['cpu']} {provenance['cores']} cores"
     name = provenance.get("gpu", name)
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def restart_with_kept_pages() -> None:
+    """This process again, on that heap, unless it has it: the C library asks when a process starts."""
+    if os.environ.get("GLIBC_TUNABLES") != KEPT_PAGES:
+        os.environ["GLIBC_TUNABLES"] = KEPT_PAGES
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
+def check_native(made_with: dict[str, Any], *, quick: bool) -> None:
+    if not (made_with["native"] or quick):
+        sys.exit("there is no native library to measure; histloss.backend_info() tells why")
+
+
+def publish(stem: str, made_with: dict[str, Any], rows: Sequence[Row], options: argparse.Namespace) -> None:
+    """Write to --output, or to this version's results; of --quick to --output alone."""
+    output = options.output
+    if not (output or options.quick):
+        output = RESULTS / made_with["version"] / f"{stem}-{hardware(made_with)}.json"
+    if output:
+        write(output, made_with, rows)
+        print(f"\nwritten to {output}")
 
 
 def write(path: Path, provenance: dict[str, Any], rows: Sequence[Row]) -> None:

@@ -9,7 +9,6 @@ runs, and is no measurement.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ from cases import DEEP_HIST, Case, Comparison, Row, quick
 from histloss import DeepHistLoss, EMDHistLoss, MIHistLoss, native, soft_histogram
 from histloss.color import rgb_to_yuv
 from measure import Rounds, Sample, interleaved, summary
-from run import KEPT_PAGES, RESULTS, check_least, hardware, significant, write
+from run import check_least, check_native, publish, restart_with_kept_pages, significant
 from work import pair
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
@@ -191,16 +190,10 @@ def main(arguments: Sequence[str]) -> None:
     made_with = provenance.collect() | {
         "command": shlex.join(["python", "benchmarks/training_step.py", *arguments])
     }
-    if not (made_with["native"] or options.quick):
-        sys.exit("there is no native library to measure; histloss.backend_info() tells why")
+    check_native(made_with, quick=options.quick)
     rows = measured(case, width, options.rounds or rounds)
     print_rows(rows, made_with)
-    output = options.output
-    if not (output or options.quick):
-        output = RESULTS / made_with["version"] / f"training-step-{hardware(made_with)}.json"
-    if output:
-        write(output, made_with, rows)
-        print(f"\nwritten to {output}")
+    publish("training-step", made_with, rows, options)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -217,7 +210,5 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    if os.environ.get("GLIBC_TUNABLES") != KEPT_PAGES:  # which the C library reads when a process starts
-        os.environ["GLIBC_TUNABLES"] = KEPT_PAGES
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+    restart_with_kept_pages()
     main(sys.argv[1:])
