@@ -28,6 +28,7 @@ import torch
 import histloss
 from colorization import RECIPE as DEEPHIST
 from colorization_classes import RECIPE as CLASSES
+from colorization_gan import OBJECTIVES
 from colorization_gan import RECIPE as GAN
 from shared.cli import Recipe, add_schedule, make_fabric, make_schedule, options_of, train
 from shared.comparison import Painted, compare
@@ -58,7 +59,7 @@ class Method:
         )
 
 
-OBJECTIVES = {"dcgan": "DCGAN", "lsgan": "LSGAN", "ebgan": "EBGAN", "wgan": "WGAN"}
+TITLES = {objective: objective.upper() for objective in OBJECTIVES} | {"none": "none"}
 FAMILIES: dict[str, tuple[Recipe, dict[str, dict[str, Any]]]] = {
     "deephist": (
         replace(DEEPHIST, name="colorization_lab"),  # with the others' sources: greys by lightness
@@ -68,7 +69,7 @@ FAMILIES: dict[str, tuple[Recipe, dict[str, dict[str, Any]]]] = {
         GAN,
         {
             f"{name} + {pixel.upper()}": {"adversarial": objective, "pixel": pixel}
-            for objective, name in {"none": "none", **OBJECTIVES}.items()
+            for objective, name in TITLES.items()
             for pixel in ("l1", "l2")
         },
     ),
@@ -76,7 +77,8 @@ FAMILIES: dict[str, tuple[Recipe, dict[str, dict[str, Any]]]] = {
         GAN,
         {
             f"{name} + L1": {"adversarial": objective, "conditional": False}
-            for objective, name in OBJECTIVES.items()
+            for objective, name in TITLES.items()
+            if objective != "none"
         },
     ),
     "unpaired": (

@@ -250,13 +250,6 @@ def test_a_u_net_paints_ab_on_lightness(size: int) -> None:
         network(photos(2, size))
 
 
-def test_noise_of_a_u_net_can_be_left_out() -> None:
-    source = images(2, 1, 32, 32)
-    for noise in (True, False):
-        network = UNet(32, width=4, noise=noise).eval()
-        assert torch.equal(network(source), network(source)) != noise
-
-
 def test_a_u_net_is_a_generator_without_a_code() -> None:
     """All weights but those that the code is made of and goes through."""
     plain, generator = UNet(256, inputs=3, outputs=3), Generator(256, bins=BINS)

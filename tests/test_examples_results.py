@@ -33,8 +33,18 @@ def test_comparison() -> None:
     for family in families:
         assert f"](results/compare_colorization/{family}.png)" in RESULTS
         assert (folder / f"{family}.png").exists()
-    steps = {row["training"]["steps"] for row in report["rows"] if row["training"]}
-    assert steps == {compare_colorization.EMBEDDED_STEPS}
+    trained = {(row["family"], row["name"]): row["training"] for row in report["rows"] if row["training"]}
+    assert f"{len(trained)} ways to colour a photo" in RESULTS
+    assert {each["steps"] for each in trained.values()} == {compare_colorization.EMBEDDED_STEPS}
+    assert f"{compare_colorization.EMBEDDED_STEPS} steps of 4 images each" in RESULTS
+    seconds = [each["seconds"] for each in trained.values()]
+    text = " ".join(RESULTS.split())
+    assert (
+        f"{sum(seconds) / 60:.0f} minutes of training on two cores, the longest row {max(seconds):.0f} s"
+        in text
+    )
+    wgan, dcgan = (trained["gan", f"{name} + L1"]["seconds"] for name in ("WGAN", "DCGAN"))
+    assert f"takes {wgan / dcgan:.1f} times as long as DCGAN" in text
     assert f"`{report['provenance']['command']}`" in RESULTS
 
 

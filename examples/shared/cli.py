@@ -23,6 +23,8 @@ from shared.data import to_bytes
 from shared.options import Options, add_options, given
 from shared.training import CHECKPOINT, Schedule, System, Trainer, load_checkpoint
 
+EMBEDDED_STEPS = 1200
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -32,8 +34,7 @@ class Recipe:
         name: of the task.
         description: for --help.
         system: what is trained.
-        epochs: how long, with --data.
-        steps: how long, without.
+        epochs: how long, with --data; without, EMBEDDED_STEPS.
         source: what is to be painted, (1, 3, H, W), of a photo that the user wants painted.
     """
 
@@ -41,7 +42,6 @@ class Recipe:
     description: str
     system: type[System]
     epochs: int
-    steps: int = 1200
     source: Callable[[Tensor], Tensor] = lambda photo: photo
 
 
@@ -67,7 +67,7 @@ def make_parser(
 
     group = parser.add_argument_group("the run, kept in its checkpoint")
     add_options(group, recipe.system.options_type)
-    steps = f"{recipe.epochs} epochs; {recipe.steps} steps without --data"
+    steps = f"{recipe.epochs} epochs; {EMBEDDED_STEPS} steps without --data"
     add_schedule(parser, f"in all, also when resumed ({steps})")
     return parser, actions, with_apply
 
@@ -138,10 +138,10 @@ def options_of(
 
 
 def make_schedule(recipe: Recipe, args: argparse.Namespace, trainers: Sequence[Trainer]) -> Schedule:
-    """The same for all of them: --steps, or those of the first run, which goes on, or of the recipe."""
+    """The same for all of them: --steps, or those of the first run, which goes on, or its recipe's."""
     first = trainers[0]
     epochs = math.ceil(recipe.epochs * len(first.datasets["train"]) / first.options.batch_size)
-    steps = args.steps or first.steps or (recipe.steps if first.options.data is None else epochs)
+    steps = args.steps or first.steps or (EMBEDDED_STEPS if first.options.data is None else epochs)
     for trainer in trainers:
         if steps < trainer.step:
             raise ValueError(f"--steps {steps} is less than {trainer.folder} has, {trainer.step}")

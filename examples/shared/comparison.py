@@ -75,7 +75,7 @@ def compare(
         columns = {"grey photo": sources, "real": real}
         columns |= {each.name: each.output for each in painted if each.family == family}
         grid = sample_grid({name: images[shown] for name, images in columns.items()})
-        Image.fromarray(grid).save(folder / f"{family.replace(' ', '-')}.png")
+        Image.fromarray(grid).save(folder / f"{family}.png")
     return report
 
 

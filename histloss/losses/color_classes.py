@@ -433,7 +433,7 @@ def _sum(values: Tensor) -> Tensor:
 
 
 def _chunks(x: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Images and pixels of x (B, Q, S), so few that caches hold them and so many as keep a GPU busy."""
+    """Images and pixels of x (B, Q, S): of 2 MB, which a core's caches hold, or of 128 MB for a GPU."""
     images, bins, pixels = x.shape
     step = max(1, (2**19 if x.device.type == "cpu" else 2**25) // bins)
     several = max(1, step // max(1, pixels))

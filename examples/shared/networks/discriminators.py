@@ -39,8 +39,7 @@ class Discriminator(Pairing):
     """A PatchGAN: logits of whether patches of 70 x 70 pixels are real, (B, 1, H / 8 - 2, W / 8 - 2).
 
     A conditional one sees the condition, such as the source, beside the image. As the critic of a WGAN it
-    keeps its batch norms, as in that paper: with all weights clamped to 0.01, its values grow in proportion
-    to the width, to 0.05 and 0.1 at 16 and 32 in 150 steps; without the norms, to 2 and 200.
+    keeps its batch norms, as in that paper.
 
     Args:
         conditional: whether there is a condition.
@@ -51,9 +50,7 @@ class Discriminator(Pairing):
     def __init__(self, *, conditional: bool, width: int = 64, image: int = 3, condition: int = 3) -> None:
         super().__init__(conditional=conditional, image=image, condition=condition)
         self.layers = nn.Sequential(
-            down(self.channels, width, norm=False),
-            down(width, 2 * width),
-            down(2 * width, 4 * width),
+            *encoder(self.channels, width),
             down(4 * width, 8 * width, stride=1),
             nn.Conv2d(8 * width, 1, 4, padding=1),
         )
@@ -79,9 +76,7 @@ class AutoencoderDiscriminator(Pairing):
     def __init__(self, *, conditional: bool, width: int = 64, image: int = 3, condition: int = 3) -> None:
         super().__init__(conditional=conditional, image=image, condition=condition)
         self.layers = nn.Sequential(
-            down(self.channels, width, norm=False),
-            down(width, 2 * width),
-            down(2 * width, 4 * width),
+            *encoder(self.channels, width),
             up(4 * width, 2 * width),
             up(2 * width, width),
             upsampled_conv(width, self.channels),
@@ -92,3 +87,8 @@ class AutoencoderDiscriminator(Pairing):
         """Mean squared errors, (B,), of an image (B, image, H, W) and its condition; H, W multiples of 8."""
         shown = self.shown(image, condition)
         return (self.layers(shown).to(shown.dtype) - shown).square().mean((1, 2, 3))
+
+
+def encoder(channels: int, width: int) -> list[nn.Module]:
+    """To an eighth of the height and width."""
+    return [down(channels, width, norm=False), down(width, 2 * width), down(2 * width, 4 * width)]

@@ -21,13 +21,13 @@ LIMIT = 0.97  # atanh needs room at black and white, which tanh never reaches
 class UNet(nn.Module):
     """pix2pix's U-Net (Isola 2017), for GAN colourisation: L in, ab out, both in [-1, 1].
 
+    Dropout in the three deepest layers of the decoder is the noise of this GAN. It stays on in eval mode, as
+    the statistics of the batch norms are those of layers with dropout: seed torch to repeat an output.
+
     Args:
         size: height and width of the images, a power of two, at least 32.
         inputs, outputs: channels of an image and of what is painted on it.
         width: channels of the first layer; the deepest have eight times as many.
-        noise: dropout in the three deepest layers of the decoder, which is the noise of a GAN in pix2pix: it
-            stays on in eval mode, as the statistics of the batch norms are those of layers with dropout.
-            Seed torch to repeat an output.
         code: a module whose output, (B, code_width), stands beside the 1 x 1 code; None: nothing does.
         code_width: its channels.
 
@@ -42,7 +42,6 @@ class UNet(nn.Module):
         inputs: int = 1,
         outputs: int = 2,
         width: int = 64,
-        noise: bool = True,
         code: nn.Module | None = None,
         code_width: int = 0,
     ) -> None:
@@ -61,7 +60,7 @@ class UNet(nn.Module):
         afters = widths[-2::-1]
         befores = [widths[-1] + code_width, *(2 * width for width in afters)]
         layers = [
-            up(before, after, norm=i > 0, noise=noise and i < 3)
+            up(before, after, norm=i > 0, noise=i < 3)
             for i, (before, after) in enumerate(zip(befores[:-1], afters, strict=True))
         ]
         self.ups = nn.ModuleList([*layers, upsampled_conv(befores[-1], outputs)])
