@@ -2,17 +2,21 @@
 //
 // Images come as planes: x (P, N) is P = B C channels of N pixels. mass (P, N) is each pixel's share of the
 // whole, or nothing for 1 / N. An axis is (bins K, lo, hi, bandwidth in bin widths, boundary code), where the
-// code indexes binning.py's BOUNDARIES. A gradient that is not needed comes back with no elements.
+// code indexes binning.py's BOUNDARIES, and where other kernels are known, their codes index KERNELS and
+// NORMALIZATIONS. A gradient that is not needed comes back with no elements. Sums are integers with the
+// totals of the weights, see kGrid, and their gradients those of the numbers they stand for.
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/dispatch.h"
 #include "module.h"
 
 STABLE_TORCH_LIBRARY(histloss, m) {
-  m.def("activation_maps(Tensor x, int bins, float lo, float hi, float bandwidth, int boundary) -> Tensor");
+  m.def(
+      "activation_maps(Tensor x, int bins, float lo, float hi, float bandwidth, int boundary, int kernel=0) "
+      "-> Tensor");
   m.def(
       "activation_maps_backward(Tensor grad, Tensor x, int bins, float lo, float hi, float bandwidth, "
-      "int boundary) -> Tensor");
+      "int boundary, int kernel=0) -> Tensor");
   m.def(
       "soft_histogram(Tensor x, Tensor? mass, int bins, float lo, float hi, float bandwidth, "
       "int boundary) -> Tensor");
@@ -28,6 +32,27 @@ STABLE_TORCH_LIBRARY(histloss, m) {
       "int bins_x, float lo_x, float hi_x, float bandwidth_x, int boundary_x, "
       "int bins_y, float lo_y, float hi_y, float bandwidth_y, int boundary_y, "
       "bool need_x, bool need_y, bool need_mass) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "soft_histogram_sums(Tensor x, Tensor? weight, int bins, float lo, float hi, float bandwidth, "
+      "int boundary, int kernel, int normalization) -> (Tensor, Tensor)");
+  m.def(
+      "soft_histogram_sums_backward(Tensor grad, Tensor x, Tensor? weight, int bins, float lo, float hi, "
+      "float bandwidth, int boundary, int kernel, int normalization, bool need_x, bool need_weight) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "joint_histogram_sums(Tensor x, Tensor y, Tensor? weight, "
+      "int bins_x, float lo_x, float hi_x, float bandwidth_x, int boundary_x, int kernel_x, int "
+      "normalization_x, "
+      "int bins_y, float lo_y, float hi_y, float bandwidth_y, int boundary_y, int kernel_y, int "
+      "normalization_y) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "joint_histogram_sums_backward(Tensor grad, Tensor x, Tensor y, Tensor? weight, "
+      "int bins_x, float lo_x, float hi_x, float bandwidth_x, int boundary_x, int kernel_x, int "
+      "normalization_x, "
+      "int bins_y, float lo_y, float hi_y, float bandwidth_y, int boundary_y, int kernel_y, int "
+      "normalization_y, "
+      "bool need_x, bool need_y, bool need_weight) -> (Tensor, Tensor, Tensor)");
   m.def(
       "nearest_bins(Tensor points, Tensor bins, Tensor a, Tensor b, float low_a, float low_b, float step, "
       "int neighbours, float sigma) -> (Tensor, Tensor, Tensor)");

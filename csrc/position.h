@@ -36,7 +36,7 @@ struct Position {
         exact_lo(axis.lo),
         exact_hi(axis.hi),
         bins(axis.bins),
-        radius(kernel_radius(axis.bandwidth, is_double)),
+        radius(kernel_radius(axis.bandwidth, is_double, axis.kernel)),
         margin(axis.boundary == Boundary::open ? radius : 0),
         boundary(axis.boundary) {}
 

@@ -11,8 +11,13 @@ struct Axis {
   int64_t bins;
   double lo, hi, bandwidth;  // bandwidth in bin widths
   Boundary boundary;
+  Kernel kernel = Kernel::sigmoid;
+  Normalization normalization = Normalization::all;
 
   double width() const { return (hi - lo) / static_cast<double>(bins); }
+  // Whether a kernel's activations are so small that sums of them need the fine grid. Mirrors
+  // reference.levels.
+  bool is_wide() const { return bandwidth > 2; }
 };
 
 enum class Scalar { f16, bf16, f32, f64 };
@@ -38,6 +43,9 @@ struct Pixels {
   HISTLOSS_HOST_DEVICE double share() const {
     return mass != nullptr || count == 0 ? 1.0 : 1.0 / static_cast<double>(count);
   }
+
+  // Of a sum as integers: the fine grid is for what float32 does not hold.
+  bool need_fine_grid() const { return is_double || mass != nullptr; }
 };
 
 // Mass, histograms and their gradients are of the image's arithmetic type.
@@ -64,11 +72,33 @@ struct SoftHistogramBackward {
   void* grad_mass;      // (planes, count) or null
 };
 
+// Sums as integers, see kGrid. Here and in their gradients the mass is a weight, not yet a share: 1 where
+// null.
+struct SoftHistogramSums {
+  Axis axis;
+  Pixels pixels;
+  Image x;
+  int64_t* sums;    // (levels, planes, K)
+  int64_t* totals;  // (levels, planes): of the weights
+
+  int64_t levels() const { return pixels.need_fine_grid() || axis.is_wide() ? 2 : 1; }
+};
+
 struct JointHistogram {
   Axis axis_x, axis_y;
   Pixels pixels;
   Image x, y;
   void* joint;  // (planes, Kx, Ky)
+};
+
+struct JointHistogramSums {
+  Axis axis_x, axis_y;
+  Pixels pixels;
+  Image x, y;
+  int64_t* sums;    // (levels, planes, Kx, Ky)
+  int64_t* totals;  // (levels, planes)
+
+  int64_t levels() const { return pixels.need_fine_grid() || axis_x.is_wide() || axis_y.is_wide() ? 2 : 1; }
 };
 
 struct JointHistogramBackward {

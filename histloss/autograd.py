@@ -27,64 +27,116 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from . import reference
-from .binning import BOUNDARIES, Binning
+from . import reference, sums
+from .binning import BOUNDARIES, KERNELS, Binning
+from .checks import accumulation_dtype
+from .sums import Sums
 
 _native = torch.ops.histloss
 
 
 def activation_maps(x: Tensor, axis: Binning) -> Tensor:
     """Pi_k(x): (P, N) -> (P, K, N)."""
-    return _value(_Call(_ACTIVATION_MAPS, (axis,)), x)
+    maps: Tensor = _value(_Call(_ACTIVATION_MAPS, (axis,)), x)
+    return maps
 
 
 def soft_histogram(x: Tensor, mass: Tensor | None, axis: Binning) -> Tensor:
     """sum_x m Pi_k(x), where m is the mass or else 1 / N: (P, N) -> (P, K)."""
-    return _value(_Call(_SOFT_HISTOGRAM, (axis,)), x, mass)
+    histogram: Tensor = _value(_Call(_SOFT_HISTOGRAM, (axis,)), x, mass)
+    return histogram
 
 
 def joint_histogram(x: Tensor, y: Tensor, mass: Tensor | None, axis_x: Binning, axis_y: Binning) -> Tensor:
     """sum_x m Pi_k(x) Pi_l(y), where m is the mass or else 1 / N: two (P, N) -> (P, Kx, Ky)."""
-    return _value(_Call(_JOINT_HISTOGRAM, (axis_x, axis_y)), x, y, mass)
+    joint: Tensor = _value(_Call(_JOINT_HISTOGRAM, (axis_x, axis_y)), x, y, mass)
+    return joint
 
 
-# ---- what sets the three ops apart ---------------------------------------------------------------
+def soft_sums(
+    x: Tensor, weight: Tensor | None, axis: Binning, combine: Callable[[Sums], Sums] | None = None
+) -> tuple[Tensor, Tensor]:
+    """sum_x w Pi_k(x) and the total of w, both exact and float64: (P, N) -> (P, K), (P,).
+
+    `combine` may add other sums to these; gradients are those of this x and weight. The total has none.
+    """
+    value, total = _value(_Call(_SOFT_SUMS, (axis,), combine=combine), x, weight)
+    return value, total
+
+
+def joint_sums(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor | None,
+    axis_x: Binning,
+    axis_y: Binning,
+    combine: Callable[[Sums], Sums] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same of w Pi_k(x) Pi_l(y): two (P, N) -> (P, Kx, Ky), (P,)."""
+    value, total = _value(_Call(_JOINT_SUMS, (axis_x, axis_y), combine=combine), x, y, weight)
+    return value, total
+
+
+# ---- what sets the ops apart ---------------------------------------------------------------
 
 
 class _Op(NamedTuple):
-    """An op in native code and, as a function of its factors, in plain PyTorch.
+    """An op by its call and inputs and, as a function of its factors, in plain PyTorch.
 
     The factors are a (P, Kx, N) of x, b (P, Ky, N) of y, and m (P, 1, N) or a number. `inner` is the inner
-    product <grad, product(factors)> split into the share of each pixel, (P, N).
+    product <grad, product(factors)> split into the share of each pixel, (P, N). Sums give a total as
+    well, and are not divided by it: without a mass, m is 1 and not 1 / N.
     """
 
     inputs: int
-    forward: Callable[..., Tensor]
+    forward: Callable[..., Any]
     backward: Callable[..., Sequence[Tensor]]
     product: Callable[..., Tensor]
     inner: Callable[..., Tensor]
+    has_total: bool = False
+
+
+def _forward_sums(call: _Call, sum_up: Callable[..., Sums], inputs: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    found = sum_up(*inputs, *call.axes)
+    if call.combine is not None:
+        found = call.combine(found)
+    return sums.to_real(found.counts), sums.to_real(found.totals)
 
 
 _ACTIVATION_MAPS = _Op(
     inputs=1,
-    forward=lambda *arguments: _native.activation_maps(*arguments),
-    backward=lambda *arguments: (_native.activation_maps_backward(*arguments[:-1]),),  # x always needs it
+    forward=lambda call, x: _native.activation_maps(x, *_numbers(call), KERNELS.index(call.axes[0].kernel)),
+    backward=lambda call, grad, x: (  # x always needs it
+        _native.activation_maps_backward(grad, x, *_numbers(call), KERNELS.index(call.axes[0].kernel)),
+    ),
     product=lambda a: a,
     inner=lambda grad, a: (grad * a).sum(-2),
 )
 _SOFT_HISTOGRAM = _Op(
     inputs=2,
-    forward=lambda *arguments: _native.soft_histogram(*arguments),
-    backward=lambda *arguments: _native.soft_histogram_backward(*arguments),
+    forward=lambda call, *inputs: _native.soft_histogram(*inputs, *_numbers(call)),
+    backward=lambda call, *inputs: _native.soft_histogram_backward(*inputs, *_numbers(call), *call.needs[:2]),
     product=lambda a, m: (a * m).sum(-1),
     inner=lambda grad, a, m: (grad.unsqueeze(-1) * a * m).sum(-2),
 )
 _JOINT_HISTOGRAM = _Op(
     inputs=3,
-    forward=lambda *arguments: _native.joint_histogram(*arguments),
-    backward=lambda *arguments: _native.joint_histogram_backward(*arguments),
+    forward=lambda call, *inputs: _native.joint_histogram(*inputs, *_numbers(call)),
+    backward=lambda call, *inputs: _native.joint_histogram_backward(
+        *inputs, *_numbers(call), *call.needs[:3]
+    ),
     product=lambda a, b, m: reference.matmul(a * m, b.mT),
     inner=lambda grad, a, b, m: (a * reference.matmul(grad, b) * m).sum(-2),
+)
+_SOFT_SUMS = _SOFT_HISTOGRAM._replace(
+    forward=lambda call, *inputs: _forward_sums(call, sums.soft_sums, inputs),
+    backward=lambda call, *inputs: sums.soft_gradient(*inputs, *call.axes, *call.needs[:2]),
+    has_total=True,
+)
+_JOINT_SUMS = _JOINT_HISTOGRAM._replace(
+    forward=lambda call, *inputs: _forward_sums(call, sums.joint_sums, inputs),
+    backward=lambda call, *inputs: sums.joint_gradient(*inputs, *call.axes, *call.needs[:3]),
+    has_total=True,
 )
 
 
@@ -94,11 +146,12 @@ class _Call(NamedTuple):
     op: _Op
     axes: tuple[Binning, ...]
     needs: tuple[bool, ...] = ()
+    combine: Callable[[Sums], Sums] | None = None
 
 
-def _numbers(axes: tuple[Binning, ...]) -> list[float]:
-    """The axes as the native schemas spell them."""
-    return [number for axis in axes for number in (*axis[:4], BOUNDARIES.index(axis.boundary))]
+def _numbers(call: _Call) -> list[float]:
+    """The axes as the native schemas spell them, up to the kernel."""
+    return [number for axis in call.axes for number in (*axis[:4], BOUNDARIES.index(axis.boundary))]
 
 
 # ---- the product rule in plain PyTorch -----------------------------------------------------------
@@ -112,7 +165,8 @@ def _factors(call: _Call, inputs: Sequence[Any], orders: int) -> list[Sequence[A
     ]
     if len(factors) < call.op.inputs:
         mass, pixels = inputs[len(factors)], inputs[0].shape[-1]
-        factors.append((1 / max(pixels, 1) if mass is None else mass.unsqueeze(-2), 1.0, 0.0))
+        share = 1.0 if call.op.has_total else 1 / max(pixels, 1)
+        factors.append((share if mass is None else mass.unsqueeze(-2), 1.0, 0.0))
     return factors
 
 
@@ -184,21 +238,29 @@ class _Value(_PlaneFunction):
     """The op, as torch.compile can trace it: without forward mode."""
 
     @staticmethod
-    def forward(call: _Call, first: Tensor, second: Tensor | None, third: Tensor | None) -> Tensor:
+    def forward(call: _Call, first: Tensor, second: Tensor | None, third: Tensor | None) -> Any:
         inputs = (first, second, third)[: call.op.inputs]
-        return call.op.forward(*inputs, *_numbers(call.axes))
+        return call.op.forward(call, *inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _PlaneFunction.setup_context(ctx, inputs, output)
+        if ctx.call.op.has_total:
+            ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
         call = ctx.call._replace(needs=ctx.needs_input_grad[1:])
-        return None, *_gradient(call, grad, *ctx.saved_tensors)
+        inputs = ctx.saved_tensors
+        return None, *_gradient(call, grad.to(accumulation_dtype(inputs[0].dtype)), *inputs)
 
 
 class _EagerValue(_Value):
     @staticmethod
-    def jvp(ctx: Any, _: None, *direction: Tensor | None) -> Tensor:
+    def jvp(ctx: Any, _: None, *direction: Tensor | None) -> Any:
         with _outer_forward_mode(ctx) as inputs:
-            return _tangent(ctx.call, inputs, direction)
+            tangent = _tangent(ctx.call, inputs, direction)
+            return (tangent.double(), None) if ctx.call.op.has_total else tangent
 
 
 class _Gradient(_PlaneFunction):
@@ -209,7 +271,7 @@ class _Gradient(_PlaneFunction):
         call: _Call, grad: Tensor, first: Tensor, second: Tensor | None, third: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         inputs = (first, second, third)[: call.op.inputs]
-        gradients = call.op.backward(grad, *inputs, *_numbers(call.axes), *call.needs[: call.op.inputs])
+        gradients = call.op.backward(call, grad, *inputs)
         return tuple(gradient if need else None for gradient, need in zip_longest(gradients, call.needs))
 
     @staticmethod
@@ -239,9 +301,8 @@ def _outer_forward_mode(ctx: Any) -> Iterator[Any]:
         yield [None if saved is None else forward_ad.unpack_dual(saved).primal for saved in ctx.saved_tensors]
 
 
-def _value(call: _Call, x: Tensor, second: Tensor | None = None, third: Tensor | None = None) -> Tensor:
-    value: Tensor = _apply(_Value, _EagerValue, call, x, second, third)
-    return value
+def _value(call: _Call, x: Tensor, second: Tensor | None = None, third: Tensor | None = None) -> Any:
+    return _apply(_Value, _EagerValue, call, x, second, third)
 
 
 def _gradient(call: _Call, grad: Tensor, *inputs: Tensor | None) -> tuple[Any, ...]:

@@ -15,6 +15,8 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
+from . import reference
+from .binning import Binning
 from .checks import accumulation_dtype
 
 
@@ -219,6 +221,36 @@ def _register_fakes() -> None:
             gradient(need_x, x, x.dtype),
             gradient(need_y, y, y.dtype),
             gradient(need_mass, x, accumulation_dtype(x.dtype)),
+        )
+
+    def integers(like: Tensor, weight: Tensor | None, *axes: Any) -> tuple[Tensor, Tensor]:
+        depth = reference.levels(like, weight, *(Binning(*axis[:4]) for axis in axes))
+        shapes = ((depth, like.shape[0], *(axis[0] for axis in axes)), (depth, like.shape[0]))
+        counts, totals = (like.new_empty(shape, dtype=torch.int64) for shape in shapes)
+        return counts, totals
+
+    @torch.library.register_fake("histloss::soft_histogram_sums")
+    def _(x: Tensor, weight: Tensor | None, *axis: float) -> tuple[Tensor, Tensor]:
+        return integers(x, weight, axis)
+
+    @torch.library.register_fake("histloss::soft_histogram_sums_backward")
+    def _(grad: Tensor, x: Tensor, weight: Tensor | None, *axis_and_needs: float) -> tuple[Tensor, Tensor]:
+        need_x, need_weight = map(bool, axis_and_needs[-2:])
+        return gradient(need_x, x, x.dtype), gradient(need_weight, x, accumulation_dtype(x.dtype))
+
+    @torch.library.register_fake("histloss::joint_histogram_sums")
+    def _(x: Tensor, y: Tensor, weight: Tensor | None, *axes: float) -> tuple[Tensor, Tensor]:
+        return integers(x, weight, axes[: len(axes) // 2], axes[len(axes) // 2 :])
+
+    @torch.library.register_fake("histloss::joint_histogram_sums_backward")
+    def _(
+        grad: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, *axes_and_needs: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        need_x, need_y, need_weight = map(bool, axes_and_needs[-3:])
+        return (
+            gradient(need_x, x, x.dtype),
+            gradient(need_y, y, y.dtype),
+            gradient(need_weight, x, accumulation_dtype(x.dtype)),
         )
 
     @torch.library.register_fake("histloss::nearest_bins")

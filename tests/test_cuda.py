@@ -14,11 +14,13 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import gradcheck
+from torch.utils._pytree import tree_leaves
 
 import histloss
 from asserters import assert_agrees, assert_value
+from cases import LOSSES, scalar
 from devices import on_cuda
 from histloss import DeepHistLoss, EMDHistLoss, MIHistLoss, reference
 from histloss.reference import EMD_FORMS, MI_MODES
@@ -56,6 +58,8 @@ def every_loss() -> dict[str, Loss]:
         loss = EMDHistLoss(boundary="cyclic", cyclic=True, p=p)
         losses[f"emd cyclic, p = {p}"] = to_histogram(loss)
     losses |= {f"mi {mode}": MIHistLoss(mode=mode) for mode in MI_MODES}
+    losses["emd, gaussian"] = to_histogram(EMDHistLoss(kernel="gaussian"))
+    losses["mi, bspline3 and triangular"] = MIHistLoss(32, kernel=("bspline3", "triangular"))
     for preset in ("paper", "official"):
         losses[f"DeepHist {preset}"] = deep_hist(preset)
     return losses
@@ -131,6 +135,72 @@ def test_graph_replay(content: str, preset: str) -> None:
         assert_same_bits(list(captured), results(loss, *images))
 
 
+@contextmanager
+def warmed_up(step: Callable[[], object]) -> Iterator[torch.cuda.CUDAGraph]:
+    """Captures what is done inside, after three steps on a stream beside the current one."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        yield graph
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"PatchNCELoss"}))  # every replay draws other patches
+def test_graph_replay_of_every_loss(name: str) -> None:
+    case = LOSSES[name]
+    loss, tensors = case.module(), [tensor.requires_grad_() for tensor in case.tensors((32, 32))]
+
+    def step() -> list[Tensor]:
+        values = tree_leaves(loss(*tensors))
+        gradients = torch.autograd.grad(scalar(values), tensors, allow_unused=True)
+        return [value.detach() for value in values] + [g for g in gradients if g is not None]
+
+    with warmed_up(step) as graph:
+        captured = step()
+    for _ in range(2):
+        with torch.no_grad():
+            for place, tensor in zip(tensors, case.tensors((32, 32)), strict=True):
+                place.copy_(tensor)
+        graph.replay()
+        found = [tensor.clone() for tensor in captured]
+        assert_same_bits(found, step())
+
+
+def test_a_training_step_in_a_graph() -> None:
+    """Network, losses, backward and optimiser."""
+
+    def train(in_a_graph: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.Tanh())
+        optimiser = torch.optim.Adam(network.parameters(), 1e-3, capturable=True)
+        loss, (x, y) = deep_hist(), uniform(2, 3, 32, 32)
+
+        def step() -> Tensor:
+            optimiser.zero_grad()
+            value = loss(network(x), y)
+            value.backward()
+            optimiser.step()
+            return value.detach()
+
+        with warmed_up(step) as graph:
+            captured = step()
+        values = []
+        for _ in range(5):
+            for place, image in zip((x, y), uniform(2, 3, 32, 32), strict=True):
+                place.copy_(image)
+            if in_a_graph:
+                graph.replay()
+            values.append(captured.clone() if in_a_graph else step())
+        assert len({value.item() for value in values}) == len(values)
+        return [torch.stack(values), *(p.detach() for p in network.parameters())]
+
+    torch.testing.assert_close(train(True), train(False), rtol=1e-3, atol=1e-4)
+
+
 # ---- determinism -----------------------------------------------------------------------------------
 
 
@@ -156,6 +226,21 @@ def test_equal_bits_beside_other_work(content: str) -> None:
         with torch.cuda.stream(other):
             a = (a @ a).tanh()
         assert_same_bits(results(loss, *images), first)
+
+
+@each_content
+def test_sums_do_not_depend_on_how_pixels_are_cut(content: str) -> None:
+    """Into calls, and so into blocks: small tables in shared memory, large ones, wide kernels."""
+    x, y = (image.reshape(6, -1) for image in CONTENTS[content](2, 3, 100, 100))
+    for bins, bandwidth in ((30, 0.5), (300, 0.5), (30, 4.0)):
+        axis = (bins, -1.0, 1.0, bandwidth, 1, 1, 0)  # reflect, gaussian
+        whole = torch.ops.histloss.joint_histogram_sums(x, y, None, *axis, *axis)
+        parts = [
+            torch.ops.histloss.joint_histogram_sums(a, b, None, *axis, *axis)
+            for a, b in zip(x.split(1234, 1), y.split(1234, 1), strict=True)
+        ]
+        for number, expected in enumerate(whole):
+            assert torch.equal(torch.stack([part[number] for part in parts]).sum(0), expected)
 
 
 @pytest.fixture
@@ -264,8 +349,9 @@ def test_more_than_two_to_the_31_pixels_of_one_plane(weighted: bool) -> None:
     share = 1.0 if weighted else 2**16 / PIXELS
     ends = torch.tensor([[[-0.5]], [[0.5]]], dtype=torch.float64)
     low, high = reference.soft_histogram(ends, **bins)[:, 0]
-    h = histloss.soft_histogram(x, **bins, weight=weight)
-    assert_value(h[0, 0], (1 - share) * low + share * high)
+    for exact in (False, True):
+        h = histloss.soft_histogram(x, **bins, weight=weight, exact=exact)
+        assert_value(h[0, 0], (1 - share) * low + share * high)
     if not weighted:
         j = histloss.joint_histogram(x, x, **bins)
         assert_value(j[0, 0], (1 - share) * torch.outer(low, low) + share * torch.outer(high, high))
@@ -348,6 +434,21 @@ def test_compile(name: str) -> None:
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
 
 
+@pytest.mark.parametrize("preset", ["paper", "official"])
+def test_compile_with_graphs(preset: str) -> None:
+    """What mode="reduce-overhead" captures at the second call it replays from the third on."""
+    loss = deep_hist(preset)
+    compiled = torch.compile(loss, fullgraph=True, mode="reduce-overhead")
+    for _ in range(4):
+        images = uniform(2, 3, 32, 32)
+        torch.compiler.cudagraph_mark_step_begin()
+        found = [tensor.clone() for tensor in results(compiled, *images)]
+        expected = results(loss, *images)
+        torch.testing.assert_close(found[0], expected[0])
+        for gradient, other in zip(found[1:], expected[1:], strict=True):
+            torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
+
+
 @each_loss
 def test_gradcheck(name: str) -> None:
     images = tuple(image.mul(0.4).requires_grad_() for image in uniform(1, 1, 2, 3, dtype=torch.float64))
@@ -380,6 +481,18 @@ for bins, bandwidth in ((16, 0.4), (33, 2.0), (600, 0.4)):
             x, y = (torch.rand(1, 2, 7, 19, device="cuda").to(dtype).requires_grad_() for _ in range(2))
             weight = torch.rand(7, 19, device="cuda").requires_grad_()
             options = {"bins": bins, "bandwidth": bandwidth, "boundary": boundary}
+            for w in (None, weight):
+                h = histloss.soft_histogram(x, **options, weight=w)
+                j = histloss.joint_histogram(x, y, **options, weight=w)
+                inputs = [x, y] if w is None else [x, y, w]
+                torch.autograd.grad(h.square().sum() + j.square().sum(), inputs)
+            torch.autograd.grad(histloss.activation_maps(x, **options).square().sum(), x)
+for kernel, bins, bandwidth in (("gaussian", 16, 0.5), ("bspline3", 200, 1.0), ("triangular", 9, 12.0)):
+    for boundary in ("reflect", "open", "cyclic"):
+        for dtype in (torch.float32, torch.float64):
+            x, y = (torch.rand(1, 2, 7, 19, device="cuda").to(dtype).requires_grad_() for _ in range(2))
+            weight = torch.rand(7, 19, device="cuda").requires_grad_()
+            options = {"bins": bins, "bandwidth": bandwidth, "boundary": boundary, "kernel": kernel}
             for w in (None, weight):
                 h = histloss.soft_histogram(x, **options, weight=w)
                 j = histloss.joint_histogram(x, y, **options, weight=w)

@@ -174,6 +174,28 @@ def joint_histogram(x: Tensor, y: Tensor, mass: Tensor | None) -> list[Tensor]:
     return [j, *itertools.chain(*(backward(j, x, y, mass, *axes, *need) for need in needs))]
 
 
+def sums_codes(axis: Binning) -> tuple[float, ...]:
+    return *codes(axis), 1, 2
+
+
+def soft_histogram_sums(x: Tensor, y: Tensor, mass: Tensor | None) -> list[Tensor]:
+    sums = torch.ops.histloss.soft_histogram_sums(x, mass, *sums_codes(AXIS_X))
+    grad = sums[0][0].to(accumulation_dtype(x.dtype))
+    needs = itertools.product((False, True), (False, True) if mass is not None else (False,))
+    backward = torch.ops.histloss.soft_histogram_sums_backward
+    return [*sums, *itertools.chain(*(backward(grad, x, mass, *sums_codes(AXIS_X), *need) for need in needs))]
+
+
+def joint_histogram_sums(x: Tensor, y: Tensor, mass: Tensor | None) -> list[Tensor]:
+    axes = (*sums_codes(AXIS_X), *sums_codes(AXIS_Y))
+    sums = torch.ops.histloss.joint_histogram_sums(x, y, mass, *axes)
+    grad = sums[0][0].to(accumulation_dtype(x.dtype))
+    needs = itertools.product((False, True), (False, True), (False, True) if mass is not None else (False,))
+    backward = torch.ops.histloss.joint_histogram_sums_backward
+    wide = torch.ops.histloss.soft_histogram_sums(x, mass, 7, 0.0, 1.0, 3.0, 0, 0, 0)
+    return [*sums, *wide, *itertools.chain(*(backward(grad, x, y, mass, *axes, *need) for need in needs))]
+
+
 def color_cross_entropy(x: Tensor, y: Tensor, mass: Tensor | None) -> list[Tensor]:
     v = x.to(accumulation_dtype(x.dtype))
     z, indices = v.unsqueeze(1), torch.zeros_like(x, dtype=torch.int64).unsqueeze(1)
@@ -190,7 +212,16 @@ def nearest_bins(x: Tensor, y: Tensor, mass: Tensor | None) -> list[Tensor]:
 @pytest.mark.parametrize("with_mass", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "call", [activation_maps, soft_histogram, joint_histogram, color_cross_entropy, nearest_bins]
+    "call",
+    [
+        activation_maps,
+        soft_histogram,
+        joint_histogram,
+        soft_histogram_sums,
+        joint_histogram_sums,
+        color_cross_entropy,
+        nearest_bins,
+    ],
 )
 def test_fake_kernels_return_what_the_real_ones_do(
     call: Callable[[Tensor, Tensor, Tensor | None], list[Tensor]], dtype: torch.dtype, with_mass: bool
@@ -211,6 +242,6 @@ def layout(t: Tensor) -> tuple[Any, ...]:
 
 def test_every_op_has_a_fake_kernel() -> None:
     ops = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("histloss::")]
-    assert len(ops) == 8
+    assert len(ops) == 12
     for name in ops:
         assert torch._library.simple_registry.singleton.find(name).fake_impl.kernel is not None, name

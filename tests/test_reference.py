@@ -13,7 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from asserters import assert_gradient, assert_value
 from histloss import reference
-from histloss.binning import BOUNDARIES, Binning
+from histloss.binning import BOUNDARIES, KERNELS, Binning
 
 F64 = torch.float64
 Array = NDArray[np.float64]
@@ -509,6 +509,29 @@ def test_far_from_the_bin_no_digit_is_lost(boundary: str) -> None:
     expected = reference.activation_maps(x.double(), bins=64, boundary=boundary)[0, 0, :, 0]
     near = torch.arange(64).sub(31.5).abs() < 20
     torch.testing.assert_close(found[near], expected[near], rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 7, 64, 129])
+def test_sums_by_halves(bins: int) -> None:
+    values = torch.randn(2, bins, 33, dtype=F64)
+    assert_value(reference.add_up(values), values.sum(1, keepdim=True), floor=1.0)
+    some = [0, 5, 32]
+    assert torch.equal(reference.add_up(values[..., some]), reference.add_up(values)[..., some])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, F64], ids=str)
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_exact_maps_are_the_maps(kernel: str, boundary: str, dtype: torch.dtype) -> None:
+    """But for the last digit, which has no regard to where in the tensor a pixel is."""
+    axis = Binning(16, boundary=boundary, kernel=kernel, bandwidth=1.0)
+    x = torch.randn(2, 1003).to(dtype)
+    x[0, 5], x[1, 1000] = math.nan, math.inf
+    for order in range(3):
+        found = reference.exact_maps(x, axis, order)
+        assert_value(found, reference.plane_maps(x.double(), axis, order), floor=0.1 * 8**order)
+        parts = [reference.exact_maps(part, axis, order) for part in x.split([1, 2, 500, 500], -1)]
+        assert torch.equal(torch.cat(parts, -1), found)
 
 
 @pytest.mark.parametrize("huge", [1e30, -1e30, 3e38, -3e38])

@@ -6,11 +6,12 @@
 namespace histloss::cpu {
 namespace {
 
-#define HISTLOSS_KERNELS(SIMD)                                                                 \
-  Kernels {                                                                                    \
-    #SIMD, SIMD::soft_histogram, SIMD::soft_histogram_backward, SIMD::joint_histogram,         \
-        SIMD::joint_histogram_backward, SIMD::activation_maps, SIMD::activation_maps_backward, \
-        SIMD::nearest_bins, SIMD::color_cross_entropy                                          \
+#define HISTLOSS_KERNELS(SIMD)                                                                     \
+  Kernels {                                                                                        \
+    #SIMD, SIMD::soft_histogram, SIMD::soft_histogram_backward, SIMD::joint_histogram,             \
+        SIMD::joint_histogram_backward, SIMD::activation_maps, SIMD::activation_maps_backward,     \
+        SIMD::soft_histogram_sums, SIMD::soft_histogram_sums_backward, SIMD::joint_histogram_sums, \
+        SIMD::joint_histogram_sums_backward, SIMD::nearest_bins, SIMD::color_cross_entropy         \
   }
 
 struct Level {

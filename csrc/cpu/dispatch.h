@@ -5,16 +5,20 @@
 namespace histloss::cpu {
 
 // Every kernel is compiled once for each SIMD level and chosen when the library loads.
-#define HISTLOSS_DECLARE_KERNELS(SIMD)                          \
-  namespace SIMD {                                              \
-  void soft_histogram(const SoftHistogram&);                    \
-  void soft_histogram_backward(const SoftHistogramBackward&);   \
-  void joint_histogram(const JointHistogram&);                  \
-  void joint_histogram_backward(const JointHistogramBackward&); \
-  void activation_maps(const ActivationMaps&);                  \
-  void activation_maps_backward(const ActivationMapsBackward&); \
-  void nearest_bins(const NearestBins&);                        \
-  bool color_cross_entropy(const ColorCrossEntropy&);           \
+#define HISTLOSS_DECLARE_KERNELS(SIMD)                               \
+  namespace SIMD {                                                   \
+  void soft_histogram(const SoftHistogram&);                         \
+  void soft_histogram_backward(const SoftHistogramBackward&);        \
+  void joint_histogram(const JointHistogram&);                       \
+  void joint_histogram_backward(const JointHistogramBackward&);      \
+  void activation_maps(const ActivationMaps&);                       \
+  void activation_maps_backward(const ActivationMapsBackward&);      \
+  void soft_histogram_sums(const SoftHistogramSums&);                \
+  void soft_histogram_sums_backward(const SoftHistogramBackward&);   \
+  void joint_histogram_sums(const JointHistogramSums&);              \
+  void joint_histogram_sums_backward(const JointHistogramBackward&); \
+  void nearest_bins(const NearestBins&);                             \
+  bool color_cross_entropy(const ColorCrossEntropy&);                \
   }
 
 #if HISTLOSS_X86
@@ -33,6 +37,10 @@ struct Kernels {
   void (*joint_histogram_backward)(const JointHistogramBackward&);
   void (*activation_maps)(const ActivationMaps&);
   void (*activation_maps_backward)(const ActivationMapsBackward&);
+  void (*soft_histogram_sums)(const SoftHistogramSums&);
+  void (*soft_histogram_sums_backward)(const SoftHistogramBackward&);
+  void (*joint_histogram_sums)(const JointHistogramSums&);
+  void (*joint_histogram_sums_backward)(const JointHistogramBackward&);
   void (*nearest_bins)(const NearestBins&);
   bool (*color_cross_entropy)(const ColorCrossEntropy&);  // whether all indices are valid
 };

@@ -17,6 +17,18 @@ struct Backend {
   static void joint_histogram_backward(const JointHistogramBackward& job, const Tensor&) {
     kernels().joint_histogram_backward(job);
   }
+  static void soft_histogram_sums(const SoftHistogramSums& job, const Tensor&) {
+    kernels().soft_histogram_sums(job);
+  }
+  static void soft_histogram_sums_backward(const SoftHistogramBackward& job, const Tensor&) {
+    kernels().soft_histogram_sums_backward(job);
+  }
+  static void joint_histogram_sums(const JointHistogramSums& job, const Tensor&) {
+    kernels().joint_histogram_sums(job);
+  }
+  static void joint_histogram_sums_backward(const JointHistogramBackward& job, const Tensor&) {
+    kernels().joint_histogram_sums_backward(job);
+  }
 };
 
 // On a GPU plain PyTorch does the following.

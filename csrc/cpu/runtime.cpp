@@ -1,5 +1,6 @@
 #include "runtime.h"
 
+#include <pthread.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -24,7 +25,11 @@ struct Pool {
 };
 
 Pool& pool() {
-  static Pool* instance = new Pool;  // outlives every thread that may still release a block
+  static Pool* const instance = [] {
+    // A child that is forked while another thread holds the lock would wait for that thread, which it lacks.
+    pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); }, [] { pool().mutex.unlock(); });
+    return new Pool;  // outlives every thread that may still release a block
+  }();
   return *instance;
 }
 

@@ -5,40 +5,38 @@ namespace {
 
 template <class T>
 struct Maps {
-  Position<T> axis;
-  PointKernel<T> kernel;
+  ParzenAxis<T> axis;
   Pixels pixels;
   Image image;
+  int run;            // bins of a thread
   MutableImage maps;  // (planes, K, count)
 };
 
-// A thread for every pixel and every kBins bins, so that neighbouring threads write neighbouring pixels.
-constexpr int kBins = 32;
-
+// A thread for every pixel and run of bins, so that neighbouring threads write neighbouring pixels.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1) compute_maps(const __grid_constant__ Maps<T> job) {
-  const Position<T>& axis = job.axis;
-  const int bins = static_cast<int>(axis.bins), radius = static_cast<int>(axis.radius);
-  const int64_t count = job.pixels.count, runs = ceil_div(bins, kBins);
+  const ParzenAxis<T>& axis = job.axis;
+  const Boundary boundary = axis.position.boundary;
+  const int bins = axis.bins;
+  const int64_t count = job.pixels.count, runs = ceil_div(bins, job.run);
   for (int64_t i = first_item(); i < job.pixels.planes * runs * count; i += item_step()) {
     const int64_t pixel = i % count, plane = i / count / runs;
-    const int first = static_cast<int>(i / count % runs) * kBins;
-    const Place<T> place(axis, load<T>(job.image, plane * count + pixel));
-    const int begin = place.nearest - radius, end = place.nearest + radius + 1;
-    const bool one_image = axis.boundary == Boundary::open || (begin >= 0 && end <= bins);
-    for (int k = first; k < min(first + kBins, bins); ++k) {
+    const int first = static_cast<int>(i / count % runs) * job.run;
+    TapPlace<T> at;
+    const bool placed = axis.place(load<double>(job.image, plane * count + pixel), at);
+    const int begin = placed ? at.first + at.begin : 0, end = placed ? at.first + at.end : 0;
+    const bool one_image = boundary == Boundary::open || (begin >= 0 && end <= bins);
+    for (int k = first; k < min(first + job.run, bins); ++k) {
       T value = 0;
       const auto add = [&](int e) {
-        T pi, slope;
-        job.kernel.evaluate(place.distance(e), &pi, &slope);
-        value += pi;
+        T of_tap, slope;
+        axis.evaluate(at, e - at.first, of_tap, slope);
+        value += of_tap;
       };
-      if (place.valid) {
-        if (!one_image)
-          each_unfolded(k, bins, axis.boundary, begin, end, add);
-        else if (k >= begin && k < end)
-          add(k);
-      }
+      if (!one_image)
+        each_unfolded(k, bins, boundary, begin, end, add);
+      else if (k >= begin && k < end)
+        add(k);
       store(job.maps, (plane * bins + k) * count + pixel, value);
     }
   }
@@ -46,10 +44,11 @@ __global__ void __launch_bounds__(kThreads, 1) compute_maps(const __grid_constan
 
 template <class T>
 cudaError_t launch_maps(const ActivationMaps& job, Launch& on) {
-  const int64_t items = job.pixels.planes * job.pixels.count * ceil_div(job.axis.bins, int64_t{kBins});
+  const ParzenAxis<T> axis(job.axis, job.pixels.is_double);
+  const int run = axis.scale == 0 && axis.taps > kMostTapsAgain ? axis.bins : kBins;
+  const int64_t items = job.pixels.planes * job.pixels.count * ceil_div(axis.bins, run);
   return launch_items(compute_maps<T>, items, on,
-                      Maps<T>{Position<T>(job.axis, job.pixels.is_double), PointKernel<T>(job.axis.bandwidth),
-                              job.pixels, job.x, values(job.maps, job.pixels.is_double)});
+                      Maps<T>{axis, job.pixels, job.x, run, values(job.maps, job.pixels.is_double)});
 }
 
 }  // namespace

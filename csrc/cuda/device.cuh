@@ -25,7 +25,11 @@ constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int64_t kMostBlocks = int64_t{1} << 22;  // of a grid whose threads stride over their items
+// Of a grid whose threads stride over their items. Tests make do with fewer.
+#ifndef HISTLOSS_MOST_BLOCKS
+#define HISTLOSS_MOST_BLOCKS (1 << 22)
+#endif
+constexpr int64_t kMostBlocks = HISTLOSS_MOST_BLOCKS;
 
 template <class T>
 HISTLOSS_HOST_DEVICE T ceil_div(T a, T b) {
@@ -50,9 +54,10 @@ cudaError_t launch_blocks(void (*kernel)(Job), int64_t blocks, std::size_t share
 
 // One thread an item, or more items a thread where there are very many.
 template <class Job>
-cudaError_t launch_items(void (*kernel)(Job), int64_t items, const Launch& on, const Job& job) {
+cudaError_t launch_items(void (*kernel)(Job), int64_t items, const Launch& on, const Job& job,
+                         std::size_t shared_bytes = 0) {
   const int64_t blocks = ceil_div<int64_t>(items, kThreads);
-  return launch_blocks(kernel, blocks < kMostBlocks ? blocks : kMostBlocks, 0, on, job);
+  return launch_blocks(kernel, blocks < kMostBlocks ? blocks : kMostBlocks, shared_bytes, on, job);
 }
 
 __device__ __forceinline__ int64_t first_item() {
@@ -62,6 +67,19 @@ __device__ __forceinline__ int64_t item_step() { return static_cast<int64_t>(gri
 
 __device__ __forceinline__ int lane_of_thread() { return threadIdx.x % kWarp; }
 __device__ __forceinline__ int warp_of_thread() { return threadIdx.x / kWarp; }
+
+// Items of a warp each: from `first` on.
+struct Warps {
+  int64_t first, step;
+  __device__ Warps() : first(first_item() / kWarp), step(item_step() / kWarp) {}
+};
+
+// Each lane gets the same bits.
+template <class T>
+__device__ __forceinline__ T sum_of_warp(T value) {
+  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
+  return value;
+}
 
 template <class T>
 __device__ __forceinline__ T load(const Image& image, int64_t i) {

@@ -43,11 +43,6 @@ struct Taps {
   }
 };
 
-struct Warps {
-  int64_t first, step;
-  __device__ Warps() : first(first_item() / kWarp), step(item_step() / kWarp) {}
-};
-
 __device__ __forceinline__ void add(unsigned long long* sum, double share) {
   atomicAdd(sum, __double2ull_rn(share * kWhole));
 }
@@ -89,11 +84,6 @@ cudaError_t add_pixels(void (*kernel)(Job), Job job, int64_t size, void* out, La
   HISTLOSS_TRY(launch_items(kernel, pixels.planes * pixels.count * kWarp, on, job));
   return launch_items(finish, pixels.planes * size, on,
                       Finish{job.sums, job.bad, pixels.planes, size, values(out, pixels.is_double)});
-}
-
-__device__ __forceinline__ double sum_of_warp(double value) {
-  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
-  return value;
 }
 
 }  // namespace

@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(kThreads, 1) add_directly(const __grid_constan
   const int lane = lane_of_thread();
   const int64_t bins_x = job.x.position.bins, bins_y = job.y.position.bins;
   const Image mass = values(job.pixels.mass, job.pixels.is_double);
-  const direct::Warps warps;
+  const Warps warps;
   for (int64_t i = warps.first; i < job.pixels.planes * job.pixels.count; i += warps.step) {
     double share, sign;
     if (!direct::share_of(mass, job.pixels, i, job.bad, &share)) continue;

@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(kThreads, 1) gather_directly(const __grid_cons
   const int lane = lane_of_thread();
   const int64_t bins_x = job.x.position.bins, bins_y = job.y.position.bins;
   const Image mass = values(job.pixels.mass, job.pixels.is_double);
-  const direct::Warps warps;
+  const Warps warps;
   for (int64_t i = warps.first; i < job.pixels.planes * job.pixels.count; i += warps.step) {
     double x = load<double>(job.image_x, i), y = load<double>(job.image_y, i), sign_x, sign_y;
     int first_x = 0, first_y = 0;
@@ -235,9 +235,9 @@ __global__ void __launch_bounds__(kThreads, 1) gather_directly(const __grid_cons
         }
       }
     }
-    to_x = direct::sum_of_warp(to_x);
-    to_y = direct::sum_of_warp(to_y);
-    to_mass = direct::sum_of_warp(to_mass);
+    to_x = sum_of_warp(to_x);
+    to_y = sum_of_warp(to_y);
+    to_mass = sum_of_warp(to_mass);
     if (lane != 0) continue;
     const double share = mass.data == nullptr ? job.pixels.share() : load<double>(mass, i);
     store_wanted(job.grad_x, i, placed ? to_x * share * sign_x : 0.0);

@@ -26,6 +26,10 @@ cudaError_t soft_histogram(const SoftHistogram& job, Launch& launch);
 cudaError_t soft_histogram_backward(const SoftHistogramBackward& job, Launch& launch);
 cudaError_t joint_histogram(const JointHistogram& job, Launch& launch);
 cudaError_t joint_histogram_backward(const JointHistogramBackward& job, Launch& launch);
+cudaError_t soft_histogram_sums(const SoftHistogramSums& job, Launch& launch);
+cudaError_t soft_histogram_sums_backward(const SoftHistogramBackward& job, Launch& launch);
+cudaError_t joint_histogram_sums(const JointHistogramSums& job, Launch& launch);
+cudaError_t joint_histogram_sums_backward(const JointHistogramBackward& job, Launch& launch);
 cudaError_t activation_maps(const ActivationMaps& job, Launch& launch);
 cudaError_t activation_maps_backward(const ActivationMapsBackward& job, Launch& launch);
 

@@ -79,6 +79,18 @@ struct Backend {
   static void joint_histogram_backward(const JointHistogramBackward& job, const Tensor& x) {
     launch("joint_histogram_backward", cuda::joint_histogram_backward, job, x);
   }
+  static void soft_histogram_sums(const SoftHistogramSums& job, const Tensor& x) {
+    launch("soft_histogram_sums", cuda::soft_histogram_sums, job, x);
+  }
+  static void soft_histogram_sums_backward(const SoftHistogramBackward& job, const Tensor& x) {
+    launch("soft_histogram_sums_backward", cuda::soft_histogram_sums_backward, job, x);
+  }
+  static void joint_histogram_sums(const JointHistogramSums& job, const Tensor& x) {
+    launch("joint_histogram_sums", cuda::joint_histogram_sums, job, x);
+  }
+  static void joint_histogram_sums_backward(const JointHistogramBackward& job, const Tensor& x) {
+    launch("joint_histogram_sums_backward", cuda::joint_histogram_sums_backward, job, x);
+  }
 };
 
 }  // namespace

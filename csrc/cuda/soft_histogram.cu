@@ -163,7 +163,7 @@ struct DirectSoft {
 __global__ void __launch_bounds__(kThreads, 1) add_directly(const __grid_constant__ DirectSoft job) {
   const int lane = lane_of_thread();
   const Image mass = values(job.pixels.mass, job.pixels.is_double);
-  const direct::Warps warps;
+  const Warps warps;
   for (int64_t i = warps.first; i < job.pixels.planes * job.pixels.count; i += warps.step) {
     double share, sign, x = load<double>(job.image, i);
     int first;

@@ -108,7 +108,7 @@ struct DirectGather {
 __global__ void __launch_bounds__(kThreads, 1) gather_directly(const __grid_constant__ DirectGather job) {
   const int lane = lane_of_thread();
   const Image mass = values(job.pixels.mass, job.pixels.is_double);
-  const direct::Warps warps;
+  const Warps warps;
   for (int64_t i = warps.first; i < job.pixels.planes * job.pixels.count; i += warps.step) {
     double x = load<double>(job.image, i), sign;
     int first = 0;
@@ -122,8 +122,8 @@ __global__ void __launch_bounds__(kThreads, 1) gather_directly(const __grid_cons
       to_x += g * own.y;
       to_mass += g * own.x;
     }
-    to_x = direct::sum_of_warp(to_x);
-    to_mass = direct::sum_of_warp(to_mass);
+    to_x = sum_of_warp(to_x);
+    to_mass = sum_of_warp(to_mass);
     if (lane != 0) continue;
     const double share = mass.data == nullptr ? job.pixels.share() : load<double>(mass, i);
     store_wanted(job.grad_x, i, placed ? to_x * share * sign : 0.0);

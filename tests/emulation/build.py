@@ -50,7 +50,8 @@ def write_ninja_file() -> Path:
     flags = [
         *("-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
         *("-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"),  # unroll; too often wrong
-        "-DHISTLOSS_SEGMENT=512",  # images of the tests' sizes have several
+        # Images of the tests' sizes have several segments and parts, and threads several items.
+        *("-DHISTLOSS_SEGMENT=512", "-DHISTLOSS_LEAST_PART=512", "-DHISTLOSS_MOST_BLOCKS=20"),
         *(f"-I{HERE / 'include'}", f"-I{HERE}"),
         *(f"-isystem{folder}" for folder in (pybind11.get_include(), sysconfig.get_path("include"))),
         *shlex.split(os.environ.get("CXXFLAGS", "")),

@@ -17,6 +17,10 @@ soft_histogram: Any
 soft_histogram_backward: Any
 joint_histogram: Any
 joint_histogram_backward: Any
+soft_histogram_sums: Any
+soft_histogram_sums_backward: Any
+joint_histogram_sums: Any
+joint_histogram_sums_backward: Any
 
 seed, order, shared_bytes, scratch_bytes = (
     emulated_kernels.seed,

@@ -108,7 +108,8 @@ class Output {
   Output(const py::dtype& dtype, const Shape& shape)
       : array_(dtype, shape), memory_(static_cast<std::size_t>(array_.nbytes())) {}
 
-  MutableImage image() const { return {memory_.data(), scalar(array_)}; }
+  void* data() const { return memory_.data(); }
+  MutableImage image() const { return {data(), scalar(array_)}; }
 
   py::array array() {
     std::memcpy(array_.mutable_data(), memory_.data(), static_cast<std::size_t>(array_.nbytes()));
@@ -154,32 +155,43 @@ struct Operands {
   }
 
   Output values(const Shape& shape) const { return {value_type, shape}; }
+  // (levels, planes, ...)
+  Output integers(int64_t levels, Shape shape) const {
+    shape.insert(shape.begin(), {static_cast<py::ssize_t>(levels), this->shape[0]});
+    return {py::dtype::of<std::int64_t>(), shape};
+  }
   Gradient image_gradient(bool needed) const { return {needed, image_type, shape}; }
   Gradient mass_gradient(bool needed) const { return {needed, value_type, shape}; }
 };
 
+Axis parzen_axis(int64_t bins, double lo, double hi, double bandwidth, int boundary, int kernel,
+                 int normalization) {
+  return {bins,
+          lo,
+          hi,
+          bandwidth,
+          static_cast<Boundary>(boundary),
+          static_cast<Kernel>(kernel),
+          static_cast<Normalization>(normalization)};
+}
+
 py::array activation_maps(const py::array& x, int64_t bins, double lo, double hi, double bandwidth,
-                          int boundary) {
+                          int boundary, int kernel) {
   const Operands on(x, nullptr, {});
   Output maps = on.values({x.shape(0), bins, x.shape(1)});
-  run(cuda::activation_maps, ActivationMaps{{bins, lo, hi, bandwidth, static_cast<Boundary>(boundary)},
-                                            on.pixels,
-                                            on.x.image(),
-                                            maps.image().data});
+  run(cuda::activation_maps, ActivationMaps{parzen_axis(bins, lo, hi, bandwidth, boundary, kernel, 0),
+                                            on.pixels, on.x.image(), maps.data()});
   return maps.array();
 }
 
 py::array activation_maps_backward(const py::array& grad, const py::array& x, int64_t bins, double lo,
-                                   double hi, double bandwidth, int boundary) {
+                                   double hi, double bandwidth, int boundary, int kernel) {
   const Operands on(x, nullptr, {});
   const Input upstream(grad);
   Gradient grad_x = on.image_gradient(true);
   run(cuda::activation_maps_backward,
-      ActivationMapsBackward{{bins, lo, hi, bandwidth, static_cast<Boundary>(boundary)},
-                             on.pixels,
-                             on.x.image(),
-                             upstream.image().data,
-                             grad_x.image()});
+      ActivationMapsBackward{parzen_axis(bins, lo, hi, bandwidth, boundary, kernel, 0), on.pixels,
+                             on.x.image(), upstream.image().data, grad_x.image()});
   return grad_x.array();
 }
 
@@ -247,6 +259,70 @@ py::tuple joint_histogram_backward(const py::array& grad, const py::array& x, co
   return py::make_tuple(grad_x.array(), grad_y.array(), grad_mass.array());
 }
 
+py::tuple soft_histogram_sums(const py::array& x, const std::optional<py::array>& weight, int64_t bins,
+                              double lo, double hi, double bandwidth, int boundary, int kernel,
+                              int normalization) {
+  const Operands on(x, nullptr, weight);
+  SoftHistogramSums job{parzen_axis(bins, lo, hi, bandwidth, boundary, kernel, normalization), on.pixels,
+                        on.x.image(), nullptr, nullptr};
+  Output sums = on.integers(job.levels(), {bins}), totals = on.integers(job.levels(), {});
+  job.sums = static_cast<int64_t*>(sums.data());
+  job.totals = static_cast<int64_t*>(totals.data());
+  run(cuda::soft_histogram_sums, job);
+  return py::make_tuple(sums.array(), totals.array());
+}
+
+py::tuple soft_histogram_sums_backward(const py::array& grad, const py::array& x,
+                                       const std::optional<py::array>& weight, int64_t bins, double lo,
+                                       double hi, double bandwidth, int boundary, int kernel,
+                                       int normalization, bool need_x, bool need_weight) {
+  const Operands on(x, nullptr, weight);
+  const Input upstream(grad);
+  Gradient grad_x = on.image_gradient(need_x), grad_weight = on.mass_gradient(need_weight);
+  run(cuda::soft_histogram_sums_backward,
+      SoftHistogramBackward{parzen_axis(bins, lo, hi, bandwidth, boundary, kernel, normalization), on.pixels,
+                            on.x.image(), upstream.image().data, grad_x.image(), grad_weight.image().data});
+  return py::make_tuple(grad_x.array(), grad_weight.array());
+}
+
+py::tuple joint_histogram_sums(const py::array& x, const py::array& y, const std::optional<py::array>& weight,
+                               int64_t bins_x, double lo_x, double hi_x, double bandwidth_x, int boundary_x,
+                               int kernel_x, int normalization_x, int64_t bins_y, double lo_y, double hi_y,
+                               double bandwidth_y, int boundary_y, int kernel_y, int normalization_y) {
+  const Operands on(x, &y, weight);
+  JointHistogramSums job{parzen_axis(bins_x, lo_x, hi_x, bandwidth_x, boundary_x, kernel_x, normalization_x),
+                         parzen_axis(bins_y, lo_y, hi_y, bandwidth_y, boundary_y, kernel_y, normalization_y),
+                         on.pixels,
+                         on.x.image(),
+                         on.y->image(),
+                         nullptr,
+                         nullptr};
+  Output sums = on.integers(job.levels(), {bins_x, bins_y}), totals = on.integers(job.levels(), {});
+  job.sums = static_cast<int64_t*>(sums.data());
+  job.totals = static_cast<int64_t*>(totals.data());
+  run(cuda::joint_histogram_sums, job);
+  return py::make_tuple(sums.array(), totals.array());
+}
+
+py::tuple joint_histogram_sums_backward(const py::array& grad, const py::array& x, const py::array& y,
+                                        const std::optional<py::array>& weight, int64_t bins_x, double lo_x,
+                                        double hi_x, double bandwidth_x, int boundary_x, int kernel_x,
+                                        int normalization_x, int64_t bins_y, double lo_y, double hi_y,
+                                        double bandwidth_y, int boundary_y, int kernel_y, int normalization_y,
+                                        bool need_x, bool need_y, bool need_weight) {
+  const Operands on(x, &y, weight);
+  const Input upstream(grad);
+  Gradient grad_x = on.image_gradient(need_x), grad_y = on.image_gradient(need_y);
+  Gradient grad_weight = on.mass_gradient(need_weight);
+  run(cuda::joint_histogram_sums_backward,
+      JointHistogramBackward{
+          parzen_axis(bins_x, lo_x, hi_x, bandwidth_x, boundary_x, kernel_x, normalization_x),
+          parzen_axis(bins_y, lo_y, hi_y, bandwidth_y, boundary_y, kernel_y, normalization_y), on.pixels,
+          on.x.image(), on.y->image(), upstream.image().data, grad_x.image(), grad_y.image(),
+          grad_weight.image().data});
+  return py::make_tuple(grad_x.array(), grad_y.array(), grad_weight.array());
+}
+
 void set_order(const std::string& order) {
   using emulation::Order;
   if (order != "random" && order != "forward" && order != "backward")
@@ -261,12 +337,19 @@ void set_order(const std::string& order) {
 
 PYBIND11_MODULE(emulated_kernels, m) {
   using namespace histloss;
-  m.def("activation_maps", activation_maps);
-  m.def("activation_maps_backward", activation_maps_backward);
+  using py::arg;
+  m.def("activation_maps", activation_maps, arg("x"), arg("bins"), arg("lo"), arg("hi"), arg("bandwidth"),
+        arg("boundary"), arg("kernel") = 0);
+  m.def("activation_maps_backward", activation_maps_backward, arg("grad"), arg("x"), arg("bins"), arg("lo"),
+        arg("hi"), arg("bandwidth"), arg("boundary"), arg("kernel") = 0);
   m.def("soft_histogram", soft_histogram);
   m.def("soft_histogram_backward", soft_histogram_backward);
   m.def("joint_histogram", joint_histogram);
   m.def("joint_histogram_backward", joint_histogram_backward);
+  m.def("soft_histogram_sums", soft_histogram_sums);
+  m.def("soft_histogram_sums_backward", soft_histogram_sums_backward);
+  m.def("joint_histogram_sums", joint_histogram_sums);
+  m.def("joint_histogram_sums_backward", joint_histogram_sums_backward);
   m.def("seed", [](unsigned seed) { emulation::options().seed = seed; });
   m.def("order", set_order);
   m.def("shared_bytes", [](std::size_t bytes) { emulation::options().shared_bytes = bytes; });

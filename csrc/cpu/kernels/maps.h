@@ -1,30 +1,38 @@
 // Activation maps: vectors run over pixels, and bins out of a vector's reach cost one comparison.
 #pragma once
 
-#include "position.h"
+#include "parzen.h"
 
 namespace histloss::cpu {
 namespace {
 
 constexpr int64_t kMapBlock = 256;  // pixels a task widens and folds together
 
-template <class T>
+template <class T, class Parzen>
 struct Bins {
   using V = typename Simd<T>::Vector;
   static constexpr int lanes = Simd<T>::lanes;
 
   Position<T> position;
-  KernelConstants kernel;
+  Parzen kernel;
+  bool divided;   // by the sum of a pixel's activations
   int64_t reach;  // images on either side that can touch the range
 
-  explicit Bins(const Axis& axis)
+  Bins(const Axis& axis, const Parzen& of)
       : position(axis, sizeof(T) == 8),
-        kernel(kernel_constants(axis.bandwidth)),
+        kernel(of),
+        divided(axis.kernel != Kernel::sigmoid),
         reach(axis.boundary == Boundary::open ? 0 : (position.radius + axis.bins - 1) / axis.bins) {}
 
   // The bins that some of a vector's pixels touch.
   struct Span {
     int64_t first, last;
+  };
+
+  // Pixels by their nearest edges between bins: its number, the distance from it, that of the nearest bin
+  // from it, and what their activations and slopes are to be divided by.
+  struct Place {
+    V edge, distance, nearest, inverse, shift;
   };
 
   Span span(V z) const {
@@ -39,6 +47,30 @@ struct Bins {
     return {static_cast<int64_t>(low) - position.radius - 1, static_cast<int64_t>(high) + position.radius};
   }
 
+  // A pixel without a place is put at the range's beginning, and none of its bins is in the span.
+  Place place(V z) const {
+    const V u = position.coarse(z), far = splat<V>(static_cast<T>(position.radius));
+    const auto valid = (u > -far - 1) & (u < far + (static_cast<T>(position.bins) + 1));
+    Place at;
+    at.edge = ((valid ? u : V{}) + kRound<T>)-kRound<T>;
+    at.distance = position.distance(valid ? z : splat<V>(position.lo), at.edge);
+    at.nearest = at.distance > T(0) ? splat<V>(T(-0.5)) : splat<V>(T(0.5));
+    at.inverse = valid ? splat<V>(T(1)) : V{};
+    at.shift = V{};
+    if (!divided) return at;
+    V sum{}, slopes{};
+    for (int64_t j = -position.radius; j < position.radius; ++j) {
+      V value, slope;
+      kernel.template evaluate<SimdMath<T>>(at.distance, splat<V>(static_cast<T>(j) + T(0.5)), at.nearest,
+                                            value, slope);
+      sum += value;
+      slopes += slope;
+    }
+    at.inverse = at.inverse / sum;
+    at.shift = slopes / sum;
+    return at;
+  }
+
   // visit(e) for every extended bin e in the span that stands for bin k.
   template <class Visit>
   HISTLOSS_INLINE void each_image(int64_t k, Span span, const Visit& visit) const {
@@ -51,17 +83,12 @@ struct Bins {
 
   // Pi of extended bin e, or its slope in bins; 0 for pixels that have no place.
   template <bool SLOPE>
-  HISTLOSS_INLINE V activation(V z, int64_t e) const {
-    const V limit = splat<V>(T(80));  // e^80 is as good as infinite, and still finite
-    const V t = position.distance(z, splat<V>(static_cast<T>(e) + T(0.5)));
-    const T a = static_cast<T>(kernel.a), log_2sinh = static_cast<T>(kernel.log_2sinh);
-    const V p = exponential<T>(minimum(maximum(t * a - log_2sinh, -limit), limit));
-    const V n = exponential<T>(minimum(maximum(t * -a - log_2sinh, -limit), limit));
-    const V pi = 1 / (static_cast<T>(kernel.coth) + p + n);
-    const V value = SLOPE ? activation_slope(pi, p, n, splat<V>(a)) : pi;
-    const V u = position.coarse(z), far = splat<V>(static_cast<T>(position.radius));
-    const auto valid = (u > -far - 1) & (u < far + (static_cast<T>(position.bins) + 1));
-    return valid ? value : V{};
+  HISTLOSS_INLINE V activation(const Place& at, int64_t e) const {
+    V value, slope;
+    kernel.template evaluate<SimdMath<T>>(at.distance, at.edge - (static_cast<T>(e) + T(0.5)), at.nearest,
+                                          value, slope);
+    value = value * at.inverse;
+    return SLOPE ? slope * at.inverse - value * at.shift : value;
   }
 };
 

@@ -132,6 +132,13 @@ HISTLOSS_INLINE F64 high_half(F32 v) {
   return __builtin_convertvector(__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15), F64);
 }
 
+// Eight numbers as float64.
+HISTLOSS_INLINE F64 load_wide(const float* p) {
+  using F32x8 = float __attribute__((vector_size(32)));
+  return __builtin_convertvector(load<F32x8>(p), F64);
+}
+HISTLOSS_INLINE F64 load_wide(const double* p) { return loadd(p); }
+
 // Sixteen numbers of two vectors, rounded.
 HISTLOSS_INLINE F32 narrow(F64 low, F64 high) {
   using F32x8 = float __attribute__((vector_size(32)));

@@ -43,7 +43,9 @@ HISTLOSS_TO_INTEGER(double, double, ull, unsigned long long)
 
 inline float __ull2float_rn(unsigned long long x) { return static_cast<float>(x); }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
+inline long long __double_as_longlong(double x) { return std::bit_cast<long long>(x); }
 inline int __popc(unsigned x) { return std::popcount(x); }
+inline int __ffs(int x) { return x == 0 ? 0 : std::countr_zero(static_cast<unsigned>(x)) + 1; }
 inline float __fdividef(float a, float b) {
   return std::fabs(b) > 0x1p126f && std::isfinite(b) ? 0 * a : a / b;
 }
