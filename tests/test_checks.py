@@ -85,6 +85,39 @@ def test_bad_weight_values(values: list[float], message: str) -> None:
         checks.check_weight_values(weight, weight.sum())
 
 
+def test_weights_that_may_be_zero() -> None:
+    checks.check_weight_values(torch.zeros(2), torch.tensor([0.0, 1.0]), "zero")
+    for total in (math.inf, math.nan):
+        with pytest.raises(ValueError, match="weight must have a finite sum for every image and channel"):
+            checks.check_weight_values(torch.ones(2), torch.tensor([0.0, total]), "zero")
+    with pytest.raises(ValueError, match=r"weight must be non-negative and not NaN, .* is -1\.0"):
+        checks.check_weight_values(-torch.ones(2), torch.zeros(()), "zero")
+
+
+def test_weights_of_exact_sums() -> None:
+    most = torch.full((2,), 2.0**20)
+    checks.check_exact_weight(most, most.sum(), "error", alone=True)
+    with pytest.raises(
+        ValueError, match=re.escape("weight must be at most 2**20 for exact sums, its largest")
+    ):
+        checks.check_exact_weight(2 * most, most.sum(), "error", alone=True)
+    with pytest.raises(ValueError, match=re.escape("weight must sum to less than 2**33 for exact sums, got")):
+        checks.check_exact_weight(most, torch.tensor(2.0**33), "error", alone=True)
+    nothing = torch.zeros(2)
+    with pytest.raises(ValueError, match="weight must have a positive, finite sum"):
+        checks.check_exact_weight(nothing, nothing.sum(), "error", alone=True)
+    checks.check_exact_weight(nothing, nothing.sum(), "zero", alone=True)
+    checks.check_exact_weight(nothing, nothing.sum(), "error", alone=False)  # others may have weights
+
+
+def test_totals_over_all_processes() -> None:
+    for totals in ([[1, 2**30]], [[1, 0], [-5, 1]], [[2**61], [0]]):
+        checks.check_totals(torch.tensor(totals))
+    for totals in ([[1, 0]], [[0, 1], [-3, 1]], [[1, 0], [0, 0]], [[-1, 1], [2**31, 0]]):
+        with pytest.raises(ValueError, match="weight must have a positive sum over all processes for every"):
+            checks.check_totals(torch.tensor(totals))
+
+
 @pytest.mark.parametrize(
     ("h1", "h2", "exception", "message"),
     [

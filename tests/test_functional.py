@@ -36,8 +36,11 @@ def images(*shape: int, dtype: torch.dtype = torch.float32, count: int = 2) -> t
     "name", ["activation_maps", "soft_histogram", "joint_histogram", "emd", "mutual_information"]
 )
 def test_the_reference_takes_the_same_arguments(name: str) -> None:
-    public, oracle = getattr(histloss, name), getattr(reference, name)
-    assert inspect.signature(public) == inspect.signature(oracle)
+    """But those that are about the order of a sum, and not about its value."""
+    public, oracle = (dict(inspect.signature(getattr(m, name)).parameters) for m in (histloss, reference))
+    for order in ("exact", "process_group"):
+        assert (public.pop(order, None) is None) == ("histogram" not in name)
+    assert list(public.values()) == list(oracle.values())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

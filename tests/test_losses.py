@@ -484,12 +484,13 @@ def test_losses_are_modules(loss: nn.Module) -> None:
 def test_repr_shows_the_arguments() -> None:
     loss = EMDHistLoss(8, (0, 1), 0.5, "cyclic", p=1, form="norm", cyclic=True, reduction="sum")
     assert repr(loss) == (
-        "EMDHistLoss(bins=8, range=(0.0, 1.0), bandwidth=0.5, boundary='cyclic', p=1.0, form='norm', "
-        "cyclic=True, reduction='sum')"
+        "EMDHistLoss(bins=8, range=(0.0, 1.0), bandwidth=0.5, boundary='cyclic', kernel='sigmoid', "
+        "p=1.0, form='norm', cyclic=True, reduction='sum', empty='error')"
     )
     assert repr(MIHistLoss((8, 16), mode="nmi", reduction="none")) == (
         "MIHistLoss(bins=(8, 16), range=((-1.0, 1.0), (-1.0, 1.0)), bandwidth=(0.4, 0.4), "
-        "boundary=('reflect', 'reflect'), mode='nmi', reduction='none')"
+        "boundary=('reflect', 'reflect'), kernel=('sigmoid', 'sigmoid'), mode='nmi', reduction='none', "
+        "correction=None, empty='error')"
     )
     assert "preset='official', weights={'emd': 20.0, 'mi': 1.0, 'adv': 1.0}" in repr(
         DeepHistLoss({"emd": 20}, preset="official")
