@@ -1,6 +1,7 @@
 """Differentiable histograms and joint histograms for PyTorch, and the losses made of them."""
 
-from . import color, reference
+from . import color, distributed, reference
+from .accumulate import HistogramAccumulator
 from .functional import activation_maps, emd, joint_histogram, mutual_information, soft_histogram
 from .losses import (
     AdversarialLoss,
@@ -33,6 +34,7 @@ __all__ = [
     "EBGANLoss",
     "EMDHistLoss",
     "GANLoss",
+    "HistogramAccumulator",
     "LSGANLoss",
     "MIHistLoss",
     "PatchNCELoss",
@@ -42,6 +44,7 @@ __all__ = [
     "activation_maps",
     "backend_info",
     "color",
+    "distributed",
     "emd",
     "joint_histogram",
     "mutual_information",
