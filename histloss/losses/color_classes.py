@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Function
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map_only
 
 from .. import checks, native
 from ..color import AB_UNIT, rgb_to_lab
@@ -84,7 +87,7 @@ class ColorBins:
         checks.check_neighbours(neighbours, len(self))
         checks.check_positive("sigma", sigma)
         points = widen(ab.detach()).flatten(2).mul(AB_UNIT)
-        cells = _cells(self.grid, neighbours, ab.device)
+        cells = _beside(ab, _cells, self.grid, neighbours)
         nearest = _nearest_native if _has_kernels(points) else _nearest
         indices, weights, square = nearest(points, cells, neighbours, sigma)
         checks.check_ab_values(ab, square, (0.75 * self.grid) ** 2)
@@ -111,7 +114,7 @@ class ColorBins:
         checks.check_color_logits(logits, len(self))
         checks.check_positive("temperature", temperature)
         x, dtype = logits.flatten(2), checks.accumulation_dtype(logits.dtype)
-        centers = _centers(self.grid, logits.device).to(dtype)
+        centers = _beside(logits, _centers, self.grid).to(dtype)
         ab = logits.new_empty((len(x), 2, x.shape[-1]), dtype=dtype)
         for images, pixels in _chunks(x):
             part = widen(x[images, :, pixels])
@@ -380,7 +383,7 @@ class _CrossEntropy(Function):
             _, gradient = _sweep(x, target._replace(v=target.v * upstream), True)
         elif upstream.ndim:
             gradient.mul_(upstream.unsqueeze(1))
-        elif upstream.device.type != "cpu" or upstream != 1:  # mostly it is, but to ask a GPU is to wait
+        elif not checks.is_eager_cpu(upstream) or upstream != 1:  # mostly it is 1, but to ask may be to wait
             gradient.mul_(upstream)
         return gradient, None, None
 
@@ -444,30 +447,50 @@ def _chunks(x: Tensor) -> Iterator[tuple[slice, slice]]:
 
 # ---- where the bins are, in the units of CIE Lab
 
+T = TypeVar("T")
 
-@cache
+
+def _kept(make: Callable[..., T]) -> Callable[..., T]:
+    """Made once, of ordinary tensors: whoever asks first may be in inference mode, or tracing a graph."""
+
+    def made(*key: Any) -> T:
+        with torch.device("cpu"), torch.inference_mode(False), _disable_current_modes():
+            return make(*key)
+
+    return cache(made)
+
+
+def _beside(x: Tensor, make: Callable[..., T], *key: Any) -> T:
+    """What is kept on the device of x, or fake tensors of it beside a fake x."""
+    if not isinstance(x, FakeTensor) or x.fake_mode.allow_non_fake_inputs:
+        return make(*key, x.device)
+    kept, mode = make(*key, torch.device("cpu")), x.fake_mode
+    fake: T = tree_map_only(Tensor, lambda t: mode.from_tensor(t).to(x.device), kept)
+    return fake
+
+
+@_kept
 def _grid_points(grid: float) -> Tensor:
     """The bins' centres, shape (Q, 2), float64 on the CPU, of numbers that float32 has too.
 
     The hull is that of the edges of the RGB cube, given by its extent in each of many directions.
     """
-    with torch.device("cpu"):
-        levels = torch.linspace(-1, 1, 256, dtype=torch.float64)
-        ends = levels[[0, -1]]
-        edge = torch.cartesian_prod(ends, ends, levels)
-        edges = torch.cat([edge.roll(channel, 1) for channel in range(3)])
-        ab = rgb_to_lab(edges.T[None])[0, 1:] * AB_UNIT
-        angles = torch.arange(720, dtype=torch.float64) * (math.pi / 360)
-        directions = torch.stack((angles.cos(), angles.sin()), 1)
-        extent = (directions @ ab).amax(1)
-        steps = math.ceil(AB_UNIT / grid) + 1
-        line = (torch.arange(-steps, steps + 1, dtype=torch.float64) * grid).float().double()
-        points = torch.cartesian_prod(line, line)
-        nearest = points @ directions.T - grid * directions.abs().sum(1)  # of the four squares' points
-        return points[(nearest <= extent).all(1)]
+    levels = torch.linspace(-1, 1, 256, dtype=torch.float64)
+    ends = levels[[0, -1]]
+    edge = torch.cartesian_prod(ends, ends, levels)
+    edges = torch.cat([edge.roll(channel, 1) for channel in range(3)])
+    ab = rgb_to_lab(edges.T[None])[0, 1:] * AB_UNIT
+    angles = torch.arange(720, dtype=torch.float64) * (math.pi / 360)
+    directions = torch.stack((angles.cos(), angles.sin()), 1)
+    extent = (directions @ ab).amax(1)
+    steps = math.ceil(AB_UNIT / grid) + 1
+    line = (torch.arange(-steps, steps + 1, dtype=torch.float64) * grid).float().double()
+    points = torch.cartesian_prod(line, line)
+    nearest = points @ directions.T - grid * directions.abs().sum(1)  # of the four squares' points
+    return points[(nearest <= extent).all(1)]
 
 
-@cache
+@_kept
 def _centers(grid: float, device: torch.device) -> Tensor:
     """The same in the units of images, (2, Q, 1), float32; brought to a device once, since that may wait."""
     return (_grid_points(grid) / AB_UNIT).float().T.unsqueeze(-1).to(device)
@@ -517,30 +540,29 @@ def _nearest_native(
     return found
 
 
-@cache
+@_kept
 def _cells(grid: float, neighbours: int, device: torch.device) -> _Cells:
     """A bin can be among the n nearest if n bins are nowhere nearer: if it is not beyond their farthest."""
-    with torch.device("cpu"):
-        points = _grid_points(grid)
-        step, slack = grid / 4, 1e-3 * grid  # rounding may find a point at an edge in the next cell
-        low, high = points.amin(0) - grid, points.amax(0) + grid  # further out no colour is taken
-        rows, columns = ((high - low) / step).round().long().tolist()
-        near, far = [], []
-        for axis, size in enumerate((rows, columns)):
-            first = (low[axis] + step * torch.arange(size)).unsqueeze(1)
-            before, after = first - slack - points[:, axis], points[:, axis] - (first + step + slack)
-            near.append(torch.maximum(before, after).clamp(min=0).square())
-            far.append(torch.minimum(before, after).square())
-        candidates = []
-        for some in torch.arange(rows).split(max(1, 2**22 // (columns * len(points)))):  # some MB at a time
-            nearest = (near[0][some].unsqueeze(1) + near[1]).flatten(0, 1)
-            farthest = (far[0][some].unsqueeze(1) + far[1]).flatten(0, 1)
-            possible = nearest <= farthest.topk(neighbours, largest=False).values[:, -1:]
-            ordered = torch.where(possible, torch.arange(len(points)), len(points))
-            candidates.append(ordered.topk(int(possible.sum(1).max()), largest=False).values)
-        widest = max(each.shape[1] for each in candidates)
-        bins = torch.cat([F.pad(each, (0, widest - each.shape[1]), value=len(points)) for each in candidates])
-        bins = bins.unflatten(0, (rows, columns))
-        a, b = F.pad(points.float(), (0, 0, 0, 1), value=math.inf).T  # not all devices have float64
-        a, b, low_a, low_b = a[bins], b[bins], *low.tolist()
+    points = _grid_points(grid)
+    step, slack = grid / 4, 1e-3 * grid  # rounding may find a point at an edge in the next cell
+    low, high = points.amin(0) - grid, points.amax(0) + grid  # further out no colour is taken
+    rows, columns = ((high - low) / step).round().long().tolist()
+    near, far = [], []
+    for axis, size in enumerate((rows, columns)):
+        first = (low[axis] + step * torch.arange(size)).unsqueeze(1)
+        before, after = first - slack - points[:, axis], points[:, axis] - (first + step + slack)
+        near.append(torch.maximum(before, after).clamp(min=0).square())
+        far.append(torch.minimum(before, after).square())
+    candidates = []
+    for some in torch.arange(rows).split(max(1, 2**22 // (columns * len(points)))):  # some MB at a time
+        nearest = (near[0][some].unsqueeze(1) + near[1]).flatten(0, 1)
+        farthest = (far[0][some].unsqueeze(1) + far[1]).flatten(0, 1)
+        possible = nearest <= farthest.topk(neighbours, largest=False).values[:, -1:]
+        ordered = torch.where(possible, torch.arange(len(points)), len(points))
+        candidates.append(ordered.topk(int(possible.sum(1).max()), largest=False).values)
+    widest = max(each.shape[1] for each in candidates)
+    bins = torch.cat([F.pad(each, (0, widest - each.shape[1]), value=len(points)) for each in candidates])
+    bins = bins.unflatten(0, (rows, columns))
+    a, b = F.pad(points.float(), (0, 0, 0, 1), value=math.inf).T  # not all devices have float64
+    a, b, low_a, low_b = a[bins], b[bins], *low.tolist()
     return _Cells((low_a, low_b), step, *(t.to(device) for t in (bins, a, b)))

@@ -91,6 +91,7 @@ class PatchNCELoss(nn.Module):
         zq = self._directions(layer, query.flatten(2)[..., places].mT.to(dtype))
         with torch.no_grad():
             zk = self._directions(layer, key.flatten(2)[..., places].mT.to(dtype))
+        zk = zk.detach()  # from tangents too, which no_grad lets through
         logits = matmul(zq, zk.mT) / self.temperature  # (B, S, S), with the positives on the diagonal
         return (logits.logsumexp(-1) - logits.diagonal(dim1=-2, dim2=-1)).mean()
 
