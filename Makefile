@@ -15,7 +15,7 @@ EMULATOR := $(shell find tests/emulation -name '*.h' -o -name '*.cpp' -o -name '
 .PHONY: demo test test-browser sanitize test-cuda-emulated lint format bench bench-all bench-guard clean \
 	train-color-transfer train-colorization train-edges2photo \
 	train-colorization-gan train-unpaired-colorization train-colorization-classes \
-	evaluate-color-transfer evaluate-colorization evaluate-edges2photo compare-colorization
+	evaluate-color-transfer evaluate-colorization evaluate-edges2photo compare-colorization register3d
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/recolor.py
@@ -33,6 +33,13 @@ $(DEEPHIST:%=evaluate-%): evaluate-%: $(INSTALLED)
 compare-colorization: $(INSTALLED)
 	$(BIN)/python examples/compare_colorization.py
 
+# Volumes by mutual information, beside SimpleITK: a quarter of an hour on two cores, for its sake.
+register3d: $(INSTALLED)
+	for transform in affine rigid; do \
+		$(BIN)/python examples/register3d.py --transform $$transform --compare --threads 2 \
+			--output examples/results/register3d || exit 1; \
+	done
+
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
@@ -48,7 +55,8 @@ sanitize: $(REQUIREMENTS)
 	cd $(SANITIZED) && \
 		OMP_NUM_THREADS=1 LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1 \
-		$(BIN)/python -m pytest --numprocesses 2 --capture=sys $(CURDIR)/tests/test_native_kernels.py
+		$(BIN)/python -m pytest --numprocesses 2 --capture=sys \
+			$(CURDIR)/tests/test_native_kernels.py $(CURDIR)/tests/test_native_sums.py
 
 # The CUDA kernels on the CPU: compiled for speed, then under AddressSanitizer and UBSan, then ThreadSanitizer,
 # which is not to look at Python and PyTorch.
