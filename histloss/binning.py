@@ -26,7 +26,8 @@ class Binning(NamedTuple):
     """K bins over [lo, hi], the kernel and its bandwidth in bin widths, and what happens at both ends.
 
     The normalization is what a pixel's activations are divided by: their sum over ``"all"`` bins of the
-    endless axis, over those ``"inside"`` of the range, where pixels are to be too, or ``"none"``. The kernel ``"sigmoid"`` knows none.
+    endless axis, over those ``"inside"`` of the range, where the pixel is to be too, or ``"none"``. The
+    kernel ``"sigmoid"`` knows none.
     """
 
     bins: int = 256

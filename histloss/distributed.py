@@ -162,7 +162,8 @@ class _ShareGradient(Function):
 def add_all(sums: Sums, levels: int, group: Any) -> Sums:
     """The sums of all processes, which agree on their shapes and levels."""
     parts = [with_levels(part, levels) for part in sums]
-    bad = (parts[1][0] < 0).to(torch.int64)  # as a GPU tells of weights that are none; added up, it might vanish
+    # A GPU tells by a negative total of weights that are none; added up, that might vanish.
+    bad = (parts[1][0] < 0).to(torch.int64)
     parts = [parts[0], torch.where(bad > 0, 0, parts[1]), bad]
     packed = torch.cat([part.flatten() for part in parts])
     dist.all_reduce(packed, group=group)

@@ -30,8 +30,17 @@ struct TapBatch {
   Scratch<T> value, slope;
 
   TapBatch(int64_t pixels, int64_t tap_stride)
-      : stride(tap_stride), group(pixels), value(pixels * stride), slope(pixels * stride) {}
+      : stride(tap_stride), group(pixels), value(pixels * stride), slope(pixels * stride) {
+    // Of few taps the lanes beyond are not written.
+    std::memset(value.get(), 0, static_cast<std::size_t>(pixels * stride) * sizeof(T));
+    std::memset(slope.get(), 0, static_cast<std::size_t>(pixels * stride) * sizeof(T));
+  }
 };
+
+template <class Parzen>
+constexpr bool kIsGaussian = false;
+template <class T>
+constexpr bool kIsGaussian<GaussianKernel<T>> = true;
 
 template <class T>
 struct TapAxis {
@@ -46,6 +55,7 @@ struct TapAxis {
   int64_t stride;  // taps rounded up to whole vectors
   int64_t groups;  // places where a pixel's taps may begin, edges between bins
   int64_t length;  // of the extended range
+  T fall[lanes];   // of a Gaussian that chains: exp(-m^2 / 2 h^2) of each tap
 
   TapAxis(const Axis& axis, bool is_double)
       : position(axis, is_double),
@@ -55,7 +65,13 @@ struct TapAxis {
         taps(2 * position.radius),
         stride((taps + lanes - 1) / lanes * lanes),
         groups(axis.bins + 2 * position.margin + 1),
-        length(groups - 1 + taps) {}
+        length(groups - 1 + taps) {
+    if (kernel != Kernel::gaussian || !chains()) return;
+    for (int64_t t = 0; t < taps; ++t) {
+      const double m = static_cast<double>(position.radius - t) - 0.5;
+      fall[t] = static_cast<T>(std::exp(-0.5 * m * m / (bandwidth * bandwidth)));
+    }
+  }
 
   // An extended row, with room for the lanes beyond the last tap: whole lines, and an odd number of them, so
   // that neighbouring rows do not share the same places of a cache.
@@ -63,13 +79,18 @@ struct TapAxis {
 
   template <bool SLOPE>
   void evaluate(const Folded<T>& pixels, int64_t first, int64_t count, TapBatch<T>& out) const {
-    with_kernel<T>(kernel, bandwidth,
-                   [&](const auto& of) { evaluate_by<SLOPE>(of, pixels, first, count, out); });
+    with_kernel<T>(kernel, bandwidth, [&](const auto& of) {
+      if (taps <= 8)
+        evaluate_by<SLOPE, 8>(of, pixels, first, count, out);
+      else
+        evaluate_by<SLOPE, lanes>(of, pixels, first, count, out);
+    });
   }
 
  private:
   // Vectors run over pixels: a pixel's sum of taps needs no sum of lanes. Then they are turned.
-  template <bool SLOPE, class Parzen>
+  // ROWS: the taps that are evaluated at a time.
+  template <bool SLOPE, int ROWS, class Parzen>
   HISTLOSS_INLINE void evaluate_by(const Parzen& of, const Folded<T>& pixels, int64_t first, int64_t count,
                                    TapBatch<T>& out) const {
     const bool compact = kernel == Kernel::bspline3 || kernel == Kernel::triangular;
@@ -78,6 +99,7 @@ struct TapAxis {
     const bool divide =
         kernel != Kernel::sigmoid && normalization != Normalization::none && !sums_to_bandwidth;
     const bool inside = normalization == Normalization::inside;
+    const bool chained = kernel == Kernel::gaussian && chains();
     const T radius = static_cast<T>(position.radius), padding = static_cast<T>(position.padding());
     for (int64_t i = 0; i < count; i += lanes) {
       const int64_t n = count - i < lanes ? count - i : lanes;
@@ -102,9 +124,12 @@ struct TapAxis {
       store(groups_of, valid ? group : splat<V>(T(-1)));
       for (int64_t k = 0; k < n; ++k) out.group[i + k] = static_cast<int32_t>(groups_of[k]);
 
-      V value[lanes], slope[lanes];
+      V value[ROWS], slope[ROWS];
       const auto fill = [&](int64_t tap) {
-        const int64_t some = taps - tap < lanes ? taps - tap : lanes;
+        if constexpr (kIsGaussian<Parzen>) {
+          if (chained) return fill_chain(of, d, nearest, begin, end, value, slope);
+        }
+        const int64_t some = taps - tap < ROWS ? taps - tap : ROWS;
         for (int64_t j = 0; j < some; ++j) {
           const T t = static_cast<T>(tap + j);
           of.template evaluate<SimdMath<T>>(d, splat<V>((radius - T(0.5)) - t), nearest, value[j], slope[j]);
@@ -113,15 +138,16 @@ struct TapAxis {
           value[j] = counts ? value[j] : V{};
           slope[j] = counts ? slope[j] : V{};
         }
-        for (int64_t j = some; j < lanes; ++j) value[j] = slope[j] = V{};
+        for (int64_t j = some; j < ROWS; ++j) value[j] = slope[j] = V{};
       };
       fill(0);
       V inverse = splat<V>(sums_to_bandwidth ? static_cast<T>(1 / bandwidth) : T(1)), shift{};
       if (divide) {
         V sum{}, slopes{};
-        for (int64_t t = 0; t < taps; t += lanes) {
+        for (int64_t t = 0; t < taps; t += ROWS) {
           if (t > 0) fill(t);
-          for (int j = 0; j < lanes; ++j) {
+#pragma GCC unroll 16
+          for (int j = 0; j < ROWS; ++j) {
             sum += value[j];
             slopes += slope[j];
           }
@@ -129,13 +155,14 @@ struct TapAxis {
         const auto some = sum > T(0);  // or a compact kernel does not reach the range
         inverse = some ? T(1) / (some ? sum : splat<V>(T(1))) : V{};
         shift = slopes * inverse;
-        if (taps > lanes) fill(0);
+        if (taps > ROWS) fill(0);
       }
-      for (int64_t t = 0; t < taps; t += lanes) {
+      for (int64_t t = 0; t < taps; t += ROWS) {
         if (t > 0) fill(t);
-        for (int j = 0; j < lanes; ++j) {
+#pragma GCC unroll 16
+        for (int j = 0; j < ROWS; ++j) {
           value[j] = value[j] * inverse;
-          slope[j] = slope[j] * inverse - value[j] * shift;
+          if constexpr (SLOPE) slope[j] = slope[j] * inverse - value[j] * shift;
         }
         turn(value, out.value.get() + i * stride + t);
         if constexpr (SLOPE) turn(slope, out.slope.get() + i * stride + t);
@@ -143,14 +170,50 @@ struct TapAxis {
     }
   }
 
+  // A Gaussian's taps from two exponentials in place of one each: with c = 1 / 2 h^2 and n the nearest tap's
+  // m, exp(-c ((d + m)^2 - (d + n)^2)) = exp(c n (n + 2 d)) exp(-c m^2) exp(-c d)^(2 m). Its rounding grows
+  // from tap to tap, as they fall. For float32, few taps, and kernels whose powers stay in its range.
+  bool chains() const { return sizeof(T) == 4 && taps <= lanes && bandwidth >= 0.25; }
+
+  template <int ROWS>
+  HISTLOSS_INLINE void fill_chain(const GaussianKernel<T>& of, V d, V nearest, V begin, V end,
+                                  V (&value)[ROWS], V (&slope)[ROWS]) const {
+    using Math = SimdMath<T>;
+    const V scale = Math::exp(nearest * (nearest + (d + d)) * of.scale);
+    const V up = Math::exp(d * -of.scale), down = Math::exp(d * of.scale), up2 = up * up, down2 = down * down;
+    const T steep = of.scale + of.scale;
+    V left = scale * up, right = scale * down;
+    for (int64_t k = 0; k < position.radius; ++k) {
+      const int64_t a = position.radius - 1 - k, b = position.radius + k;
+      const T m = static_cast<T>(k) + T(0.5);
+      value[a] = left * fall[a];
+      value[b] = right * fall[b];
+      left = left * up2;
+      right = right * down2;
+      if (normalization == Normalization::inside) {
+        const T t_a = static_cast<T>(a), t_b = static_cast<T>(b);
+        value[a] = (begin <= t_a) & (end > t_a) ? value[a] : V{};
+        value[b] = (begin <= t_b) & (end > t_b) ? value[b] : V{};
+      }
+      slope[a] = value[a] * ((nearest - m) * steep);
+      slope[b] = value[b] * ((nearest + m) * steep);
+    }
+    for (int64_t t = taps; t < ROWS; ++t) value[t] = slope[t] = V{};
+  }
+
   // Taps by pixels to pixels by taps.
-  HISTLOSS_INLINE void turn(V (&rows)[lanes], T* out) const {
-    if constexpr (sizeof(T) == 4) {
-      transpose(rows);
-      for (int k = 0; k < lanes; ++k) store(out + k * stride, rows[k]);
-    } else {
+  template <int ROWS>
+  HISTLOSS_INLINE void turn(V (&rows)[ROWS], T* out) const {
+    if constexpr (sizeof(T) == 8) {
       for (int k = 0; k < lanes; ++k)
-        for (int j = 0; j < lanes; ++j) out[k * stride + j] = rows[j][k];
+        for (int j = 0; j < ROWS; ++j) out[k * stride + j] = rows[j][k];
+    } else if constexpr (ROWS == 16) {
+      transpose(rows);
+      for (int k = 0; k < 16; ++k) store(out + k * stride, rows[k]);
+    } else {
+      transpose(rows);
+      for (int k = 0; k < 16; ++k)
+        std::memcpy(out + k * stride, reinterpret_cast<const T*>(rows) + k * 8, 8 * sizeof(T));
     }
   }
 };

@@ -294,6 +294,23 @@ HISTLOSS_INLINE void transpose(F32 (&m)[16]) {
   }
 }
 
+// Eight rows of sixteen to sixteen rows of eight, in place.
+HISTLOSS_INLINE void transpose(F32 (&m)[8]) {
+#pragma GCC unroll 3
+  for (int stage = 0; stage < 3; ++stage) {
+    F32 t[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      t[2 * i] =
+          __builtin_shufflevector(m[i], m[i + 4], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      t[2 * i + 1] = __builtin_shufflevector(m[i], m[i + 4], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14,
+                                             30, 15, 31);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) m[i] = t[i];
+  }
+}
+
 // The sums of sixteen vectors that lie in a row, as one vector.
 HISTLOSS_INLINE F32 sum_lanes(const float* rows) {
   F32 a[8];
