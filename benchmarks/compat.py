@@ -3,9 +3,9 @@
 Both sides of a case get the same call with the same images, and take turns, on the heap that a process has.
 There the peers wait for the fresh pages of their gigabytes; with --kept-pages they find them, and their time
 is that of arithmetic. How far apart results are is kept too. It takes a few minutes and writes
-benchmarks/results/<version>/compat-<hardware>.json, or compat-kept-pages-<hardware>.json. --quick does a little
-work to see that everything runs, and --volume, --image and --case do a part of it: these write nothing without
---output.
+benchmarks/results/<version>/compat-<hardware>.json, or compat-kept-pages-<hardware>.json. --quick does a
+little work to see that everything runs, and --volume, --image and --case do a part of it: these write nothing
+without --output.
 """
 
 from __future__ import annotations
