@@ -36,6 +36,7 @@ from shared.mattes import (
     compare,
     draw_times,
     errors,
+    fill_in,
     format_table,
     make_pair,
     peak_memory,
@@ -59,6 +60,8 @@ from shared.registration import (
     resample,
 )
 from shared.volumes import read_volume, write_results
+
+PUBLISHED = Path(__file__).resolve().parent / "results" / "register3d"  # with tables in RESULTS.md
 
 
 def watched(fixed: Volume, moving: Volume, settings: Settings) -> Registration:
@@ -238,6 +241,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         written.append(args.output / f"{settings.transform}-times.png")
     path = args.output / f"{settings.transform}.json"
     path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    if args.compare and args.output.resolve() == PUBLISHED:
+        page = PUBLISHED.parents[1] / "RESULTS.md"
+        page.write_text(fill_in(page.read_text(), report))
+        written.append(page)
     print("wrote", ", ".join(map(str, [*written, path])))
 
 

@@ -117,3 +117,23 @@ def test_targets_are_for_full_size_alone() -> None:
 def test_bad_options_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit):
         compat.parse(arguments)
+
+
+def test_the_readme_says_what_was_measured() -> None:
+    readme = " ".join((BENCHMARKS.parent / "README.md").read_text().split())
+    (path,) = (BENCHMARKS / "results").glob("*/compat-amd*.json")
+    (kept_path,) = (BENCHMARKS / "results").glob("*/compat-kept-pages-*.json")
+    rows, kept = (json.loads(p.read_text())["rows"] for p in (path, kept_path))
+    for case, peer in (("MI, gaussian", "MONAI"), ("MI, b-spline", "MONAI"), ("histogram2d", "kornia")):
+        like = {"case": case, "stage": "both"}
+        ours = compat.found(rows, **like, metric="time", side="histloss")["value"]
+        ratio, slower = (
+            compat.found(some, **like, metric="ratio", side="histloss")["value"] for some in (rows, kept)
+        )
+        memory = [
+            compat.found(rows, **like, metric="memory", side=side)["value"] for side in ("histloss", peer)
+        ]
+        cells = f"| {ours:.0f} ms | **{ratio:.0f}x** ({slower:.0f}x) | {memory[0]:.2g} / {memory[1]:.0f} |"
+        assert cells in readme
+    for source in (path, kept_path):
+        assert f"(benchmarks/{source.relative_to(BENCHMARKS)})" in readme

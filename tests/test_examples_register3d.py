@@ -20,7 +20,7 @@ from torch import Tensor
 import register3d
 from asserters import assert_agrees
 from shared import mattes, phantom, registration
-from shared.mattes import errors, format_table, make_pair, summary
+from shared.mattes import errors, fill_in, format_table, make_pair, summary
 from shared.phantom import draw_transform, scan_pair
 from shared.registration import (
     Motion,
@@ -662,6 +662,7 @@ def test_results(transform: str) -> None:
     text = (ROOT / "examples" / "RESULTS.md").read_text()
     report = json.loads((folder / f"{transform}.json").read_text())
     assert format_table(report) in text
+    assert fill_in(text, report) == text
     assert f"`{report['provenance']['command']}`" in text
     assert report["settings"]["bins"] == 32
     for picture in (f"{transform}.png", f"{transform}-times.png"):

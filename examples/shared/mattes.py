@@ -276,6 +276,19 @@ def format_table(report: Mapping[str, Any]) -> str:
     )
 
 
+def fill_in(page: str, report: Mapping[str, Any]) -> str:
+    """A page of Markdown with the report's table between the comments that name its transform."""
+    name, made_with = report["settings"]["transform"], report["provenance"]
+    threads = f"{made_with['threads']} thread{'s' if made_with['threads'] > 1 else ''}"
+    table_and_source = (
+        f"{format_table(report)}\n`{made_with['command']}`, {threads} of an {made_with['cpu']}, "
+        f"SimpleITK {made_with['SimpleITK'].split()[0]}: [data](results/register3d/{name}.json).\n"
+    )
+    before, rest = page.split(f"<!-- {name} -->\n")
+    _, after = rest.split(f"<!-- /{name} -->")
+    return f"{before}<!-- {name} -->\n{table_and_source}<!-- /{name} -->{after}"
+
+
 def _voxels(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
