@@ -141,6 +141,13 @@ void with_kernel(Kernel kernel, double bandwidth, const F& f) {
 constexpr double kGrid = 1073741824.0, kFineGrid = 4611686018427387904.0;
 constexpr double kShift = 1.5 * 4194304.0, kFineShift = 1.5 / 1024;
 
+// The largest weight that the grids have room for, and the total of a plane with one that is larger, negative
+// or NaN: Python cannot always look at them.
+constexpr double kMostWeight = 1048576.0;
+constexpr int64_t kBadTotal = -(int64_t{1} << 62);
+
+HISTLOSS_HOST_DEVICE bool valid_weight(double weight) { return weight >= 0 && weight <= kMostWeight; }
+
 enum class Boundary : int { open = 0, reflect = 1, cyclic = 2 };
 
 // The bin that bin number e of the range extended at both ends stands for, or -1 for none.

@@ -383,6 +383,19 @@ def test_extreme_pixels(kernel: str, boundary: str, dtype: torch.dtype) -> None:
                 assert bool((numbers(found[0]) >= 0).all() & (numbers(found[2]) >= 0).all())
 
 
+@pytest.mark.parametrize("bad", [-0.1, 2.0**20 + 1, torch.nan, torch.inf])
+def test_a_bad_weight_makes_its_plane_negative_in_total(bad: float) -> None:
+    axis, x, weight = codes(Binning(8)), torch.rand(3, 50), torch.rand(3, 50)
+    weight[1, 7] = bad
+    for counts, totals in (
+        torch.ops.histloss.soft_histogram_sums(x, weight, *axis),
+        torch.ops.histloss.joint_histogram_sums(x, x, weight, *axis, *axis),
+    ):
+        assert totals[0, 1] == -(2**62)
+        assert bool((totals[0, ::2] > 0).all())
+        assert bool((numbers(counts) >= 0).all())
+
+
 # ---- every instruction set ------------------------------------------------------------------------
 
 

@@ -7,13 +7,6 @@
 namespace histloss::cuda {
 namespace {
 
-// The largest that the grids have room for. Python cannot look at weights without waiting for the device; a
-// plane with one that does not count has a total that says so.
-constexpr double kMostWeight = 1048576.0;
-constexpr int64_t kBadTotal = -(int64_t{1} << 62);
-
-__device__ __forceinline__ bool valid_weight(double weight) { return weight >= 0 && weight <= kMostWeight; }
-
 // A pixel's weight, 0 for one that is none.
 __device__ __forceinline__ double weight_of(const Pixels& pixels, int64_t i) {
   if (pixels.mass == nullptr) return 1;

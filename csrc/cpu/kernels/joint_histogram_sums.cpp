@@ -35,7 +35,7 @@ void add_part(const JointHistogramSums& job, const TapAxes<T>& axes, int64_t fir
       axes.y.template evaluate<false>(pixels.y, begin, some, taps_y);
       for (int64_t i = 0; i < some; ++i) {
         if (taps_x.group[i] < 0 || taps_y.group[i] < 0) continue;
-        const double weight = w == nullptr ? 1.0 : w[begin + i];
+        const double weight = weight_of(w, begin + i);
         int64_t* const window = sums + taps_x.group[i] * axes.row + taps_y.group[i];
         const T *const x = taps_x.value.get() + i * axes.x.stride, *const y =
                                                                        taps_y.value.get() + i * axes.y.stride;

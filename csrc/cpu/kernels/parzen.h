@@ -239,6 +239,11 @@ HISTLOSS_INLINE void add_exactly(int64_t* sum, int64_t* fine, F64 v) {
   }
 }
 
+// A pixel's weight, 0 for one that is none.
+HISTLOSS_INLINE double weight_of(const double* weights, int64_t i) {
+  return weights == nullptr ? 1.0 : valid_weight(weights[i]) ? weights[i] : 0.0;
+}
+
 // The sums of weights on the grids, or the number of pixels.
 inline void add_weights(const Pixels& pixels, int64_t plane, int64_t levels, int64_t* totals) {
   for (int64_t level = 0; level < levels; ++level) totals[level * pixels.planes] = 0;
@@ -249,10 +254,12 @@ inline void add_weights(const Pixels& pixels, int64_t plane, int64_t levels, int
   constexpr int64_t kBlock = 1024;
   const Image mass = values(pixels.mass, pixels.is_double);
   alignas(64) int64_t sums[8] = {}, fine[8] = {};
+  bool valid = true;
   for (int64_t block = 0; block < pixels.count; block += kBlock) {
     const int64_t n = pixels.count - block < kBlock ? pixels.count - block : kBlock;
     double buffer[kBlock];
     const double* const w = load_pixels(mass, plane * pixels.count + block, n, buffer);
+    for (int64_t i = 0; i < n; ++i) valid &= valid_weight(w[i]);
     for (int64_t i = 0; i < n; i += 8) add_exactly<2>(sums, fine, load_part(w + i, n - i, 0.0));
   }
   uint64_t total = 0, fine_total = 0;
@@ -260,7 +267,7 @@ inline void add_weights(const Pixels& pixels, int64_t plane, int64_t levels, int
     total += static_cast<uint64_t>(sums[i]);
     fine_total += static_cast<uint64_t>(fine[i]);
   }
-  totals[0] = static_cast<int64_t>(total);
+  totals[0] = valid ? static_cast<int64_t>(total) : kBadTotal;
   totals[pixels.planes] = static_cast<int64_t>(fine_total);
 }
 

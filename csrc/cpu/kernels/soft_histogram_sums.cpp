@@ -21,7 +21,7 @@ void add_part(const SoftHistogramSums& job, const TapAxis<T>& axis, int64_t firs
       axis.template evaluate<false>(pixels, begin, some, taps);
       for (int64_t i = 0; i < some; ++i) {
         if (taps.group[i] < 0) continue;
-        const double weight = w == nullptr ? 1.0 : w[begin + i];
+        const double weight = weight_of(w, begin + i);
         int64_t* const to = sums + taps.group[i];
         const T* const value = taps.value.get() + i * axis.stride;
         for (int64_t t = 0; t < axis.taps; t += 8)
