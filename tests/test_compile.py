@@ -15,8 +15,8 @@ from torch.func import functional_call, grad_and_value
 from torch.optim.adam import adam
 
 from asserters import assert_agrees
-from cases import CASES, HISTOGRAMS, results, same_bits, values
 from devices import on_cpu
+from every_case import CASES, HISTOGRAMS, results, same_bits, values
 from histloss import DeepHistLoss, EMDHistLoss, MIHistLoss, TotalVariationLoss
 from tolerances import TOLERANCES
 

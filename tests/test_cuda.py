@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 import histloss
 from asserters import assert_agrees, assert_value
-from cases import LOSSES, scalar
 from devices import on_cuda
+from every_case import LOSSES, scalar
 from histloss import DeepHistLoss, EMDHistLoss, MIHistLoss, reference
 from histloss.reference import EMD_FORMS, MI_MODES
 from tolerances import Tolerance

@@ -245,7 +245,11 @@ def test_some_process_has_a_weight(path: str) -> None:
             (gradient,) = torch.autograd.grad(h.square().sum(), w)
             assert bool(gradient.isfinite().all())
             assert not gradient[0, 1].any()
-    assert soft_histogram(x[..., :0], bins=4, process_group=nobody).tolist() == [[[0.0] * 4] * 2]
+    # A process cannot tell whether others have weights: without pixels anywhere all raise alike.
+    with pytest.raises(ValueError, match="a positive sum over all processes"):
+        soft_histogram(x[..., :0], bins=4, process_group=nobody)
+    h = soft_histogram(x[..., :0], bins=4, process_group=nobody, empty="zero")
+    assert h.tolist() == [[[0.0] * 4] * 2]
 
 
 # ---- a range for each sample ----------------------------------------------------------------------

@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import histloss
 from asserters import assert_value
-from cases import (
+from devices import on_cpu
+from every_case import (
     CASES,
     FUNCTIONS,
     HISTOGRAMS,
@@ -34,7 +35,6 @@ from cases import (
     scalar,
     values,
 )
-from devices import on_cpu
 from histloss import (
     ColorBins,
     DeepHistLoss,
