@@ -14,18 +14,7 @@ from torch import Tensor
 from . import autograd
 from .binning import Binning
 from .checks import accumulation_dtype
-from .sums import Sums, add, joint_sums, soft_sums, to_histogram
-
-__all__ = [
-    "Combine",
-    "Sums",
-    "add",
-    "joint_histogram",
-    "joint_sums",
-    "soft_histogram",
-    "soft_sums",
-    "to_histogram",
-]
+from .sums import Sums
 
 Combine = Callable[[Sums], Sums]
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, checks, native, reference
+from . import autograd, checks, distributed, native, reference
 from . import exact as exact_sums
 from .binning import Binning, binning, binning_pair, sample_ranges
+from .sums import Sums
 
 
 def activation_maps(
@@ -196,11 +197,9 @@ def _exact_arguments(
         w = w.expand(*x.shape[:2], -1).flatten(0, 1)
     if process_group is None:
         return w, _marked if w is not None and empty == "zero" else None
-    from . import distributed
-
     gather = distributed.combine(process_group, *axes, dtype=checks.accumulation_dtype(x.dtype))
 
-    def combine(sums: exact_sums.Sums) -> exact_sums.Sums:
+    def combine(sums: Sums) -> Sums:
         sums = gather(sums)
         if empty == "zero":
             return _marked(sums)
@@ -210,7 +209,7 @@ def _exact_arguments(
     return w, combine
 
 
-def _marked(sums: exact_sums.Sums) -> exact_sums.Sums:
+def _marked(sums: Sums) -> Sums:
     """Sums of which planes without any weight are histograms of -1, to be told by that from all others.
 
     So they can be after a division that is finite, as its gradient then is, and without waiting for a GPU.
@@ -218,9 +217,7 @@ def _marked(sums: exact_sums.Sums) -> exact_sums.Sums:
     nothing = (sums.totals == 0).all(0).to(torch.int64)
     mark = nothing.reshape(1, -1, *[1] * (sums.counts.ndim - 2))
     counts, totals = sums
-    return exact_sums.Sums(
-        torch.cat([counts[:1] - mark, counts[1:]]), torch.cat([totals[:1] + nothing, totals[1:]])
-    )
+    return Sums(torch.cat([counts[:1] - mark, counts[1:]]), torch.cat([totals[:1] + nothing, totals[1:]]))
 
 
 def _without_marks(histogram: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from torch import Tensor
 import histloss
 from asserters import assert_gradient, assert_value
 from devices import on_cpu
-from histloss import exact, reference
+from histloss import reference
 from histloss.binning import BOUNDARIES, KERNELS, Binning, binning
 from histloss.checks import DTYPES, accumulation_dtype
+from histloss.sums import Sums, add, joint_sums, soft_sums, to_histogram
 
 F64 = torch.float64
 COARSE, FINE = 2.0**-30, 2.0**-62
@@ -35,8 +36,8 @@ def planes(dtype: torch.dtype, weighted: bool) -> tuple[Tensor, Tensor, Tensor |
     return x, y, weight
 
 
-def both_sums(x: Tensor, y: Tensor, weight: Tensor | None, a: Binning, b: Binning) -> list[exact.Sums]:
-    return [exact.soft_sums(x, weight, a), exact.joint_sums(x, y, weight, a, b)]
+def both_sums(x: Tensor, y: Tensor, weight: Tensor | None, a: Binning, b: Binning) -> list[Sums]:
+    return [soft_sums(x, weight, a), joint_sums(x, y, weight, a, b)]
 
 
 def real(integers: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ def test_sums_of_parts_in_any_order(
     for n, expected in enumerate(whole):
         added = some[0][n]
         for other in some[1:]:
-            added = exact.add(added, other[n])
+            added = add(added, other[n])
         for found in (shuffled[n], added):
             assert torch.equal(found.counts, expected.counts)
             assert torch.equal(found.totals, expected.totals)
@@ -77,7 +78,7 @@ def test_sums_of_parts_in_any_order(
         assert (len(sums.counts), sums.totals.shape) == (levels, (levels, 2))
         assert_value(real(sums.counts).to(accumulation_dtype(dtype)), oracle)
         assert_value(real(sums.totals), w.sum(-1))
-        histogram = exact.to_histogram(sums, accumulation_dtype(dtype))
+        histogram = to_histogram(sums, accumulation_dtype(dtype))
         assert_value(histogram, oracle / w.sum(-1).reshape(-1, *[1] * (oracle.ndim - 1)))
 
 

@@ -15,6 +15,7 @@ from asserters import assert_gradient, assert_value
 from devices import here, on_cpu
 from histloss import DeepHistLoss, EMDHistLoss, MIHistLoss, distributed, exact, reference, soft_histogram
 from histloss.binning import KERNELS, Binning, binning_pair
+from histloss.sums import Sums, add, joint_sums
 
 F64 = torch.float64
 MI_MODES = ("relative", "mi", "conditional_entropy", "nmi")
@@ -180,7 +181,7 @@ def test_deephist_passes_everything_on(path: str) -> None:
 class Others(NamedTuple):
     """What stands for a group: the sums of the other processes, and their counts of pixels."""
 
-    sums: exact.Sums
+    sums: Sums
     counts: Tensor
 
 
@@ -190,7 +191,7 @@ def group(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def combine(others: Others, *axes: Binning, dtype: torch.dtype | None) -> exact.Combine:
         assert all(isinstance(axis, Binning) for axis in axes)
-        return lambda sums: exact.add(sums, others.sums)
+        return lambda sums: add(sums, others.sums)
 
     monkeypatch.setattr(distributed, "combine", combine)
     monkeypatch.setattr(distributed, "all_sum", lambda tensor, others: tensor + others.counts)
@@ -200,7 +201,7 @@ def joint_of_others(src: Tensor, out: Tensor, weight: Tensor, loss: MIHistLoss) 
     axes = binning_pair(*loss.binning.values())
     planes = [reference.planes(t) for t in (out, src, weight.expand(out.shape))]
     w = weight.expand(out.shape).flatten(2).double()
-    return Others(exact.joint_sums(*planes, *axes), torch.stack([w.sum(-1), w.square().sum(-1)]))
+    return Others(joint_sums(*planes, *axes), torch.stack([w.sum(-1), w.square().sum(-1)]))
 
 
 @pytest.mark.usefixtures("group")
@@ -212,9 +213,7 @@ def test_pixels_of_several_processes(path: str, kernel: str, correction: str | N
     weight[..., 30:40] = 0
     loss = MIHistLoss(6, kernel=kernel, mode="mi", correction=correction, reduction="none")
     out.requires_grad_()
-    nobody = Others(
-        exact.Sums(torch.zeros(1, 6, 6, 6).long(), torch.zeros(1, 6).long()), torch.zeros(2, 2, 3)
-    )
+    nobody = Others(Sums(torch.zeros(1, 6, 6, 6).long(), torch.zeros(1, 6).long()), torch.zeros(2, 2, 3))
     expected = loss(out, src, weight=weight, process_group=nobody)
     (gradient,) = torch.autograd.grad(expected.sum(), out)
     for own in (slice(0, 20), slice(30, 40), slice(40, 50), slice(50, 50)):
@@ -230,8 +229,8 @@ def test_pixels_of_several_processes(path: str, kernel: str, correction: str | N
 @pytest.mark.usefixtures("group")
 def test_some_process_has_a_weight(path: str) -> None:
     x, weight = torch.rand(1, 2, 20), torch.zeros(1, 2, 20)
-    nobody = Others(exact.Sums(torch.zeros(1, 2, 4).long(), torch.zeros(1, 2).long()), torch.zeros(2))
-    one = Others(exact.Sums(torch.ones(1, 2, 4).long(), torch.tensor([[4, 0]])), torch.zeros(2))
+    nobody = Others(Sums(torch.zeros(1, 2, 4).long(), torch.zeros(1, 2).long()), torch.zeros(2))
+    one = Others(Sums(torch.ones(1, 2, 4).long(), torch.tensor([[4, 0]])), torch.zeros(2))
     for others, total in ((nobody, r"\[0.0, 0.0\]"), (one, r"\[3.7\d*e-09, 0.0\]")):
         message = (
             f"weight must have a positive sum over all processes for every image and channel, got {total}"

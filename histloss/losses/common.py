@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import distributed
 from ..checks import accumulation_dtype
 from ..reference import plane_rows, plane_weight
 
@@ -36,8 +37,6 @@ def pixel_count(x: Tensor, weight: Tensor | None, process_group: Any) -> Tensor:
         sums = [plane_rows(power)[1][..., 0, 0] for power in (w, w.square())]
         counts = torch.stack(sums).expand(-1, *x.shape[:2])
     if process_group is not None:
-        from .. import distributed
-
         counts = distributed.all_sum(counts, process_group)
     nothing = counts[1] == 0
     return torch.where(nothing, 1.0, counts[0].square() / torch.where(nothing, 1.0, counts[1]))
